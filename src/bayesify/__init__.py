@@ -1,0 +1,1 @@
+"""Turn any PyTorch network into a Bayesian one, at a cost people will pay, and prove it."""

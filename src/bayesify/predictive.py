@@ -1,0 +1,227 @@
+"""The distribution of y given x, averaged over weights, and what can be asked of it.
+
+Definitions, once for the whole library. With S weight samples w_s:
+
+    predictive           p(y|x) = 1/S sum_s p(y|x, w_s)                  (mean of probabilities)
+    entropy              H[p(y|x)]                                       total, in nats
+    aleatoric            1/S sum_s H[p(y|x, w_s)]                        expected entropy
+    mutual information   entropy - aleatoric >= 0                        epistemic (BALD)
+
+For regression the same split is made with variances: variance = aleatoric + epistemic.
+Source of the split: Depeweg et al. 2018, arXiv 1710.07283, eqs. 1-3.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from bayesify.types import Named
+
+
+class Predictive(ABC):
+    """p(y|x) for a batch of B inputs, as a mixture over S weight samples."""
+
+    task: ClassVar[str]
+
+    @abstractmethod
+    def log_prob(self, target: Tensor) -> Tensor:
+        """Log density of `target` under the averaged predictive, nats per example, shape (B,)."""
+
+    @abstractmethod
+    def summary(self) -> Named:
+        """What evaluation keeps of each example: tensors with leading axis B, by name."""
+
+
+def mixture_log_prob(
+    log_prob: Float[Tensor, "samples *batch"],
+) -> Float[Tensor, "*batch"]:
+    """log(1/S sum_s exp(log_prob_s)), stable."""
+    return torch.logsumexp(log_prob, 0) - math.log(len(log_prob))
+
+
+@dataclass(frozen=True)
+class ClassPredictive(Predictive):
+    """Categorical predictive. Holds the logits of every sample.
+
+    Args:
+        logits: (S, B, C), or (S, B, C, *positions) for segmentation-like outputs; then every
+            position is a categorical variable of its own.
+        logit_temperature: Divides the log of the *averaged* probabilities before they are
+            normalised again (temperature scaling, Guo et al. 2017, arXiv 1706.04599, pooled
+            before it is calibrated). 1 leaves the predictive as it is.
+
+    Example:
+        >>> predictive = ClassPredictive(torch.tensor([[[9.0, -9.0]], [[-9.0, 9.0]]]))
+        >>> predictive.probs.tolist()
+        [[0.5, 0.5]]
+        >>> round(predictive.mutual_information().item(), 3)      # ln 2
+        0.693
+    """
+
+    logits: Float[Tensor, "samples batch classes *positions"]
+    logit_temperature: float = 1.0
+    task: ClassVar[str] = "classification"
+
+    @property
+    def log_probs(self) -> Float[Tensor, "batch classes *positions"]:
+        """Log of the averaged probabilities."""
+        pooled = mixture_log_prob(F.log_softmax(self.logits, 2))  # (B, C, ...)
+        if self.logit_temperature == 1.0:
+            return pooled
+        return F.log_softmax(pooled / self.logit_temperature, 1)
+
+    @property
+    def probs(self) -> Float[Tensor, "batch classes *positions"]:
+        """Mean over samples of softmax, never softmax of the mean."""
+        return self.log_probs.exp()
+
+    def log_prob(self, target: Int[Tensor, "batch *positions"]) -> Float[Tensor, "batch *positions"]:
+        """Log probability of the class indices `target`, nats, per example (and position)."""
+        return self.log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
+
+    def entropy(self) -> Float[Tensor, "batch *positions"]:
+        """Entropy of the averaged predictive, nats."""
+        return torch.special.entr(self.probs).sum(1)
+
+    def aleatoric(self) -> Float[Tensor, "batch *positions"]:
+        """Mean over samples of each sample's entropy, nats."""
+        return torch.special.entr(F.softmax(self.logits, 2)).sum(2).mean(0)
+
+    def mutual_information(self) -> Float[Tensor, "batch *positions"]:
+        """Mutual information of y and the weights, nats: what more data could remove.
+
+        Computed before any `logit_temperature`, which is no statement about the weights.
+        """
+        pooled = mixture_log_prob(F.log_softmax(self.logits, 2)).exp()
+        return (torch.special.entr(pooled).sum(1) - self.aleatoric()).clamp_min(0)
+
+    def summary(self) -> Named:
+        """`probs` (B, C, ...), `entropy` and `mutual_information` (B, ...)."""
+        return {
+            "probs": self.probs,
+            "entropy": self.entropy(),
+            "mutual_information": self.mutual_information(),
+        }
+
+
+@dataclass(frozen=True)
+class MultiLabelPredictive(Predictive):
+    """Independent yes/no labels given the weights. Holds the logits of every sample.
+
+    Args:
+        logits: (S, B, L), one per label.
+
+    Example:
+        >>> MultiLabelPredictive(torch.zeros(4, 1, 2)).probs.tolist()
+        [[0.5, 0.5]]
+    """
+
+    logits: Float[Tensor, "samples batch labels"]
+    task: ClassVar[str] = "multilabel"
+
+    @property
+    def probs(self) -> Float[Tensor, "batch labels"]:
+        """Mean over samples of the probability that each label is on."""
+        return torch.sigmoid(self.logits).mean(0)
+
+    def log_prob(self, target: Float[Tensor, "batch labels"]) -> Float[Tensor, " batch"]:
+        """Joint log probability of all labels of an example, nats."""
+        signed = torch.where(target > 0.5, self.logits, -self.logits)
+        return mixture_log_prob(F.logsigmoid(signed).sum(-1))
+
+    def entropy(self) -> Float[Tensor, " batch"]:
+        """Sum over labels of the entropy of each averaged label, nats."""
+        return _binary_entropy(self.probs).sum(-1)
+
+    def aleatoric(self) -> Float[Tensor, " batch"]:
+        """Sum over labels of the mean entropy, nats."""
+        return _binary_entropy(torch.sigmoid(self.logits)).mean(0).sum(-1)
+
+    def mutual_information(self) -> Float[Tensor, " batch"]:
+        """Sum over labels of the mutual information of the label and the weights, nats."""
+        return (self.entropy() - self.aleatoric()).clamp_min(0)
+
+    def summary(self) -> Named:
+        """`probs` (B, L), `entropy` and `mutual_information` (B,)."""
+        return {
+            "probs": self.probs,
+            "entropy": self.entropy(),
+            "mutual_information": self.mutual_information(),
+        }
+
+
+@dataclass(frozen=True)
+class RegressionPredictive(Predictive):
+    """Mixture of S Gaussians per output dimension.
+
+    Args:
+        loc: Mean of each sample, (S, B, D), in the units of the target.
+        scale: Noise standard deviation of each sample, broadcastable to `loc`.
+
+    Example:
+        >>> predictive = RegressionPredictive(torch.tensor([[[0.0]], [[2.0]]]), torch.ones(1))
+        >>> predictive.mean.item(), predictive.variance.item()    # 1 noise + 1 between samples
+        (1.0, 2.0)
+    """
+
+    loc: Float[Tensor, "samples batch dims"]
+    scale: Float[Tensor, "..."]
+    task: ClassVar[str] = "regression"
+
+    @property
+    def mean(self) -> Float[Tensor, "batch dims"]:
+        """Mean of the mixture."""
+        return self.loc.mean(0)
+
+    @property
+    def aleatoric(self) -> Float[Tensor, "batch dims"]:
+        """Mean noise variance, in squared units of the target."""
+        return self.scale.square().expand_as(self.loc).mean(0)
+
+    @property
+    def epistemic(self) -> Float[Tensor, "batch dims"]:
+        """Variance of the samples' means, in squared units of the target."""
+        return self.loc.var(0, unbiased=False)
+
+    @property
+    def variance(self) -> Float[Tensor, "batch dims"]:
+        """Variance of the mixture: aleatoric + epistemic."""
+        return self.aleatoric + self.epistemic
+
+    def log_prob(self, target: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:
+        """Joint log density of all dimensions of an example, nats."""
+        residual = (target.reshape(self.loc.shape[1:]) - self.loc) / self.scale
+        density = -0.5 * residual.square() - self.scale.log() - 0.5 * math.log(2 * math.pi)
+        return mixture_log_prob(density.sum(-1))
+
+    def cdf(self, value: Float[Tensor, "batch dims"]) -> Float[Tensor, "batch dims"]:
+        """P(y <= value), per dimension."""
+        return torch.special.ndtr((value - self.loc) / self.scale).mean(0)
+
+    def quantile(self, level: float) -> Float[Tensor, "batch dims"]:
+        """The value below which the mixture holds the share `level` in (0, 1), per dimension.
+
+        By bisection between the extreme quantiles of the components, which enclose it.
+        """
+        z = torch.special.ndtri(torch.as_tensor(level, dtype=self.loc.dtype, device=self.loc.device))
+        per_sample = self.loc + z * self.scale  # (S, B, D)
+        low, high = per_sample.amin(0), per_sample.amax(0)
+        for _ in range(60):  # halves the bracket beyond double precision
+            middle = (low + high) / 2
+            below = self.cdf(middle) < level
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+    def summary(self) -> Named:
+        """`mean`, `variance` and `epistemic`, each (B, D)."""
+        return {"mean": self.mean, "variance": self.variance, "epistemic": self.epistemic}
+
+
+def _binary_entropy(probs: Tensor) -> Tensor:
+    return torch.special.entr(probs) + torch.special.entr(1 - probs)
