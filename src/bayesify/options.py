@@ -97,7 +97,7 @@ def to_json(value: Any) -> Any:
 
     >>> from bayesify.weights.select import matching
     >>> to_json(matching("*.mlp.*"))
-    {'kind': 'matching', 'patterns': ['*.mlp.*']}
+    {'kind': 'Matching', 'patterns': ['*.mlp.*']}
     """
     if is_dataclass(value) and not isinstance(value, type):
         named = {each.name: to_json(getattr(value, each.name)) for each in fields(value)}
@@ -127,5 +127,7 @@ def from_json(value: Any) -> Any:
     named = {name: from_json(each) for name, each in value.items() if name != "kind"}
     known = {each.name for each in dataclasses.fields(kind)}
     if foreign := set(named) - known:
-        raise OptionError(f"{kind.__name__} has no option {sorted(foreign)}; it has {sorted(known)}.")
+        raise OptionError(
+            f"{kind.__name__} has no option {sorted(foreign)}; it has {sorted(known)}."
+        )
     return kind(**named)

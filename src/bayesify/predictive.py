@@ -81,7 +81,9 @@ class ClassPredictive(Predictive):
         """Mean over samples of softmax, never softmax of the mean."""
         return self.log_probs.exp()
 
-    def log_prob(self, target: Int[Tensor, "batch *positions"]) -> Float[Tensor, "batch *positions"]:
+    def log_prob(
+        self, target: Int[Tensor, "batch *positions"]
+    ) -> Float[Tensor, "batch *positions"]:
         """Log probability of the class indices `target`, nats, per example (and position)."""
         return self.log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
 
@@ -209,7 +211,9 @@ class RegressionPredictive(Predictive):
 
         By bisection between the extreme quantiles of the components, which enclose it.
         """
-        z = torch.special.ndtri(torch.as_tensor(level, dtype=self.loc.dtype, device=self.loc.device))
+        z = torch.special.ndtri(
+            torch.as_tensor(level, dtype=self.loc.dtype, device=self.loc.device)
+        )
         per_sample = self.loc + z * self.scale  # (S, B, D)
         low, high = per_sample.amin(0), per_sample.amax(0)
         for _ in range(60):  # halves the bracket beyond double precision

@@ -1,0 +1,92 @@
+"""The check of every example before any time is spent on training."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from bayesify.batches import batch_size, split_batch, tensors_of, to_device
+from bayesify.errors import BayesifyError, DataError, ShapeError, UnsupportedModelError
+from bayesify.likelihoods import Likelihood
+from bayesify.modes import evaluating
+from bayesify.types import Inputs, Readout
+from bayesify.weights.trace import call_arguments
+
+
+def check_data(
+    loader: DataLoader[Any], model: nn.Module, likelihood: Likelihood, readout: Readout
+) -> tuple[Inputs, int]:
+    """One pass over all data before any time is spent on training.
+
+    Returns:
+        The inputs of the first batch, and the number of batches.
+
+    Raises:
+        DataError: NaN or inf, no batch at all, labels out of range, all targets equal.
+        ShapeError: targets that do not fit the model's output.
+        UnsupportedModelError: the model cannot be called with the inputs.
+    """
+    device = next(model.parameters()).device
+    first: Inputs | None = None
+    output = torch.empty(0)
+    seen: set[float] = set()  # the smallest and largest target suffice to tell "all equal"
+    batches = 0
+    for number, batch in enumerate(loader):
+        inputs, target = split_batch(batch)
+        _check_finite(inputs, target, number)
+        if first is None:
+            first = to_device(inputs, device)
+            output = _try(model, first, readout)
+        if batch_size(inputs) != len(target):
+            raise ShapeError(
+                f"batch {number}: {batch_size(inputs)} inputs, but {len(target)} targets."
+            )
+        likelihood.check(output[:1].expand(len(target), *output.shape[1:]), target)
+        seen |= {target.min().item(), target.max().item()}
+        batches += 1
+    if first is None:
+        raise DataError("the loader gave no batch; expected at least one.")
+    if len(seen) == 1:
+        raise DataError(
+            f"all targets equal {seen.pop():g}: there is nothing to learn; expected at least two "
+            f"classes (or values). Is the data sorted and cut?"
+        )
+    return first, batches
+
+
+def _check_finite(inputs: Inputs, target: Tensor, number: int) -> None:
+    named = [("inputs", each) for each in tensors_of(inputs)] + [("targets", target)]
+    for what, tensor in named:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise DataError(
+                f"batch {number}: {bad} of {tensor.numel()} numbers in the {what} are NaN or "
+                f"infinite; expected finite numbers. Drop or impute these examples."
+            )
+
+
+def _try(model: nn.Module, inputs: Inputs, readout: Readout) -> Tensor:
+    args, kwargs = call_arguments(inputs)
+    shapes = [tuple(each.shape) for each in tensors_of(inputs)]
+    try:
+        with evaluating(model), torch.no_grad():
+            output = readout(model(*args, **kwargs))
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, BayesifyError):
+            raise
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be called with inputs of shape "
+            f"{', '.join(map(str, shapes))}: {str(error).splitlines()[0]}"
+        ) from error
+    if not bool(torch.isfinite(output).all()):
+        raise DataError(
+            f"{type(model).__name__} returns NaN or inf on the first batch; expected finite "
+            f"outputs. Check its weights."
+        )
+    if output.ndim == 0 or len(output) != batch_size(inputs):
+        raise ShapeError(
+            f"{type(model).__name__} returns {tuple(output.shape)} for a batch of "
+            f"{batch_size(inputs)}; expected the batch as the first axis."
+        )
+    return output

@@ -1,0 +1,13 @@
+"""Distributions over named weights, and the divergences between them and a prior.
+
+`DISTRIBUTIONS` is read when a saved posterior is loaded.
+"""
+
+from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.mean_field import MeanField
+from bayesify.distributions.particles import Particles
+
+DISTRIBUTIONS: dict[str, type[WeightDistribution]] = {
+    "MeanField": MeanField,
+    "Particles": Particles,
+}

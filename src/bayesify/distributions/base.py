@@ -1,0 +1,65 @@
+"""q(w): a distribution over some named weights of one model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Self
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from bayesify.types import Draw, Named
+
+
+class WeightDistribution(nn.Module, ABC):
+    """A distribution over named weights. Its parameters are what is learnt.
+
+    A *draw* holds n samples of the weights in the distribution's own coordinates, as a pytree of
+    tensors with leading axis n. Only `weights` looks inside: it turns one sample (a draw without
+    the leading axis) into tensors by weight name, which `torch.func.functional_call` takes.
+    """
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: Named) -> Self:
+        """The distribution whose `state_dict()` is `state`."""
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of the weights (and buffers) that this distribution sets."""
+
+    @abstractmethod
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Draw:
+        """N samples, differentiable in the parameters. The first k of n are those of `sample(k)`.
+
+        A finite set of members ignores n and gives all of them.
+        """
+
+    @abstractmethod
+    def weights(self, draw_one: Draw) -> Named:
+        """One sample as the tensors the model is called with."""
+
+    @abstractmethod
+    def point(self) -> Named:
+        """The single best setting of the weights: the mean, or the mean of the members."""
+
+    def size(self, n: int) -> int:
+        """How many samples `sample(n)` gives."""
+        return n
+
+    def draws(
+        self, n: int, chunk_size: int, *, generator: torch.Generator | None = None
+    ) -> Iterator[Draw]:
+        """The samples of `sample(n)` in chunks, so that not all need to be in memory."""
+        for start in range(0, n, chunk_size):
+            yield self.sample(min(chunk_size, n - start), generator=generator)
+
+    def local_weights(self, *, generator: torch.Generator | None = None) -> Named:
+        """Weights for one training step; noise may differ between the examples of the batch.
+
+        Distributions with a local reparameterisation return structured weights here. Others
+        give one ordinary sample.
+        """
+        draw = self.sample(1, generator=generator)
+        return self.weights(tree_map(lambda each: each[0], draw))

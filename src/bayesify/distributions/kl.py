@@ -1,0 +1,49 @@
+"""KL(q || prior) in closed form, by pair of classes. Always a sum over weights, in nats."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.mean_field import MeanField
+from bayesify.errors import UnsupportedModelError
+from bayesify.priors import NormalPrior, Prior
+
+
+def kl_divergence(q: WeightDistribution, prior: Prior) -> Float[Tensor, ""]:
+    """KL(q || prior), summed over all weights of q, nats; differentiable in q's parameters.
+
+    Raises:
+        UnsupportedModelError: when no closed form is known for the pair.
+
+    Example:
+        >>> q = MeanField({"w": torch.zeros(3)}, {"w": torch.ones(3)})
+        >>> kl_divergence(q, NormalPrior(1.0)).item()
+        0.0
+    """
+    pair = (type(q), type(prior))
+    if pair not in CLOSED_FORMS:
+        known = ", ".join(f"({a.__name__}, {b.__name__})" for a, b in CLOSED_FORMS)
+        raise UnsupportedModelError(
+            f"no closed form of KL({pair[0].__name__} || {pair[1].__name__}); known pairs: {known}."
+        )
+    return CLOSED_FORMS[pair](q, prior)
+
+
+def _mean_field_normal(q: MeanField, prior: NormalPrior) -> Tensor:
+    """sum_j ln(s0/s) + (s^2 + (m - m0)^2) / (2 s0^2) - 1/2."""
+    scale = q.scale
+    terms = []
+    for name, loc in q.loc.named().items():
+        ratio = scale[name] / prior.scale_of(name)
+        shift = (loc - prior.loc_of(name)) / prior.scale_of(name)
+        terms.append((0.5 * (ratio.square() + shift.square() - 1) - ratio.log()).sum())
+    return torch.stack(terms).sum()
+
+
+CLOSED_FORMS: dict[tuple[type, type], Callable[[Any, Any], Tensor]] = {
+    (MeanField, NormalPrior): _mean_field_normal,
+}

@@ -1,0 +1,160 @@
+"""The one door: `fit(model, data, method) -> Posterior`."""
+
+import copy as copying
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayesify.batches import split_batch, to_device
+from bayesify.callbacks import Callback
+from bayesify.checks import check_data
+from bayesify.cost import CostMeter
+from bayesify.errors import OptionError
+from bayesify.forward import can_vectorize, read_tensor
+from bayesify.likelihoods import Likelihood, resolve
+from bayesify.loading import Data, as_loader
+from bayesify.methods.base import Method, Problem
+from bayesify.options import to_json
+from bayesify.posterior import FitRecord, Posterior
+from bayesify.types import Readout
+from bayesify.version import __version__
+from bayesify.weights.named import assign_, weights_of
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    method: Method,
+    *,
+    likelihood: str | Likelihood = "categorical",
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    batch_size: int = 64,
+    callbacks: Sequence[Callback] = (),
+    copy: bool = True,
+    readout: Readout = read_tensor,
+    vectorize: bool | None = None,
+) -> Posterior:
+    """Fit a posterior over the weights of `model`.
+
+    Args:
+        model: Any network. It stays bitwise as it is, unless `copy=False`.
+        data: A `DataLoader`, a `Dataset` of `(x, y)`, or the tensors `(x, y)`. Batches are
+            `(inputs, target)`, with inputs a tensor, tuple or mapping, or one mapping with a
+            `labels` entry.
+        method: What to do, e.g. `bayesify.STF()`.
+        likelihood: "categorical", "bernoulli", "gaussian", or a `Likelihood`.
+        seed: Seeds all randomness of the fit; torch's global generator is left as it was.
+        device: Where to train; None for where the model is.
+        batch_size: Examples a batch, where `data` is no loader.
+        callbacks: Watch the fit, e.g. `bayesify.ProgressBar()`.
+        copy: Whether to work on a copy of the model and likelihood. Without, the model is left
+            frozen and in the method's mode; saves its memory.
+        readout: Turns an output object into the tensor that the likelihood reads.
+        vectorize: Whether samples and members run at once by `torch.vmap`; None decides by the
+            types of the layers (recurrent ones cannot).
+
+    Returns:
+        The posterior, with a `FitRecord` in `.record`.
+
+    Raises:
+        BayesifyError: bad data, options or model, before any time is spent on training, or a
+            loss that diverges (`DivergenceError`).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> x = torch.randn(100, 2); y = (x[:, 0] > 0).long()
+        >>> from bayesify.methods import MAP
+        >>> posterior = fit(net, (x, y), MAP(epochs=2), seed=1)
+        >>> len(posterior.record.history)
+        2
+    """
+    if not isinstance(method, Method):
+        raise OptionError(
+            f"method: expected an instance such as bayesify.STF(), got {method!r}; "
+            f"call the class to make one."
+        )
+    weights_of(model)  # raises when there are none
+    if copy:
+        model = copying.deepcopy(model)
+        likelihood = copying.deepcopy(likelihood)
+    model.to(device or next(model.parameters()).device)
+    likelihood = resolve(likelihood).to(next(model.parameters()).device)
+    loader = as_loader(data, batch_size=batch_size, shuffle=True)
+    with torch.random.fork_rng(), CostMeter(next(model.parameters()).device) as cost:
+        torch.manual_seed(seed)
+        example, steps = check_data(loader, model, likelihood, readout)
+        problem = Problem(
+            model=model,
+            likelihood=likelihood,
+            num_data=len(loader.dataset),  # type: ignore[arg-type]
+            steps_per_epoch=steps,
+            example=example,
+            readout=readout,
+            vectorize=can_vectorize(model) if vectorize is None else vectorize,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        history: list[dict[str, Any]] = []
+        posterior, seconds = _train(problem, method, loader, callbacks, history)
+    posterior.record = FitRecord(
+        options=to_json(method),
+        seed=seed,
+        num_data=problem.num_data,
+        history=history,
+        seconds=cost.seconds,
+        seconds_per_epoch=seconds / method.epochs,
+        peak_memory_bytes=cost.peak_memory_bytes,
+        versions=versions(),
+    )
+    return posterior
+
+
+def versions() -> dict[str, str]:
+    """Of bayesify, torch and Python."""
+    return {
+        "bayesify": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def _train(
+    problem: Problem,
+    method: Method,
+    loader: torch.utils.data.DataLoader,
+    callbacks: Sequence[Callback],
+    history: list[dict[str, Any]],
+) -> tuple[Posterior, float]:
+    """The posterior, and the seconds of the method's own epochs."""
+    if method.pretrain is not None:
+        trained, _ = _train(problem, method.pretrain, loader, callbacks, history)
+        assign_(problem.model, trained.point())
+    device = next(problem.model.parameters()).device
+    run = method.start(problem)
+    phase = type(method).__name__
+    for callback in callbacks:
+        callback.on_phase_start(phase, method.epochs, problem.steps_per_epoch)
+    try:
+        with CostMeter(device) as cost:
+            for epoch in range(method.epochs):
+                logs = []
+                for batch in loader:
+                    inputs, target = to_device(split_batch(batch), device)
+                    logs.append(run.step(inputs, target))
+                    for callback in callbacks:
+                        callback.on_step(logs[-1])
+                run.end_epoch(epoch)
+                history.append({"phase": phase, "epoch": epoch, **_means(logs)})
+                for callback in callbacks:
+                    callback.on_epoch_end(history[-1])
+    finally:
+        for callback in callbacks:
+            callback.on_phase_end()
+    return run.posterior(), cost.seconds
+
+
+def _means(logs: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(log[name] for log in logs) / len(logs) for name in logs[0]}

@@ -1,0 +1,167 @@
+"""The one place that calls a model with other weights.
+
+Every method, metric and attack goes through `outputs` (weight samples) or `local_outputs` (training
+with local reparameterisation). The user's model is called through `torch.func.functional_call`,
+over many samples at once through `torch.vmap`, and never changed.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bayesify.batches import batch_size, first_example
+from bayesify.distributions.base import WeightDistribution
+from bayesify.errors import UnsupportedModelError
+from bayesify.modes import attention_for_vmap
+from bayesify.types import Draw, Inputs, Named, Readout
+from bayesify.weights.trace import call_arguments, trace
+
+CPU_BUDGET = 2**20
+"""Bytes that the largest activation of a chunk may take on a CPU, so that it stays in cache."""
+
+ACCELERATOR_BUDGET = 2**30
+"""Bytes that the largest activation of a chunk may take on an accelerator."""
+
+DRAWN_AT_ONCE = 8
+"""Samples drawn together at least, however few are run together: drawing has a cost per call."""
+
+WORTHWHILE = 4
+"""Fewer samples than this at once cost more than the loop."""
+
+
+def read_tensor(output: Any) -> Tensor:
+    """The default readout: the tensor itself, or its `.logits`.
+
+    Raises:
+        UnsupportedModelError: when the output is neither.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    raise UnsupportedModelError(
+        f"the model returned {type(output).__name__}, which is neither a tensor nor has a tensor "
+        f"`.logits`; pass `readout=` with a function that turns it into a tensor (batch, ...)."
+    )
+
+
+def outputs(
+    model: nn.Module,
+    q: WeightDistribution,
+    inputs: Inputs,
+    n: int = 1,
+    *,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+    vectorize: bool = True,
+    readout: Readout = read_tensor,
+) -> Float[Tensor, "samples batch ..."]:
+    """What the model returns under n weight samples of q; differentiable in q and in the inputs.
+
+    Args:
+        model: The network. Its mode (train, eval) is the caller's choice.
+        q: Distribution over some of its weights; the others are read from the model, not copied.
+        inputs: A tensor, positional arguments, or keyword arguments.
+        n: Samples S. A finite set of members gives all M of them whatever n is.
+        generator: Source of the weight samples; None for torch's global one.
+        chunk_size: Samples run at once; None for all. The result does not depend on it.
+        vectorize: False runs the samples one after the other, for models that `torch.vmap`
+            cannot run (recurrent layers, data-dependent branches).
+        readout: Turns what the model returns into a tensor (B, ...).
+
+    Raises:
+        UnsupportedModelError: when `torch.vmap` cannot run the model.
+    """
+
+    def call(draw_one: Draw) -> Tensor:
+        return _call(model, q.weights(draw_one), inputs, readout)
+
+    size = q.size(n)
+    at_once = (size if chunk_size is None else min(chunk_size, size)) if vectorize else 1
+    results = [
+        _over_samples(call, part)
+        for draw in q.draws(n, max(at_once, DRAWN_AT_ONCE), generator=generator)
+        for part in _parts(draw, at_once)
+    ]
+    return results[0] if len(results) == 1 else torch.cat(results)
+
+
+def local_outputs(
+    model: nn.Module,
+    q: WeightDistribution,
+    inputs: Inputs,
+    n: int = 1,
+    *,
+    generator: torch.Generator | None = None,
+    readout: Readout = read_tensor,
+) -> Float[Tensor, "samples batch ..."]:
+    """As `outputs`, but each example may see noise of its own. For training gradients only.
+
+    One after the other: training takes one sample, seldom more.
+    """
+    return torch.stack(
+        [_call(model, q.local_weights(generator=generator), inputs, readout) for _ in range(n)]
+    )
+
+
+def can_vectorize(model: nn.Module) -> bool:
+    """Whether `torch.vmap` has rules for the model's layers, as far as their types tell."""
+    recurrent = (nn.RNNBase, nn.RNNCellBase)
+    return not any(isinstance(module, recurrent) for module in model.modules())
+
+
+def activation_bytes(model: nn.Module, q: WeightDistribution, inputs: Inputs) -> int:
+    """Bytes of the largest activation per example and sample that depends on q's weights.
+
+    What comes before the first random weight is the same for all samples: `vmap` computes it once.
+    """
+    random = set(q.names)
+    uses = trace(model, first_example(inputs))
+    start = next((i for i, use in enumerate(uses) if random & set(use.names)), 0)
+    return max((use.result_bytes for use in uses[start:]), default=0)
+
+
+def default_chunk_size(bytes_per_example: int, inputs: Inputs, device: torch.device) -> int:
+    """How many samples to run at once: as many as keep the largest activation in the budget.
+
+    A vectorised call saves dispatch and repeated reads of weights, and pays when its activations
+    fall out of the cache; with large batches the plain loop is the faster one, and a chunk of one
+    sample is that loop. The budgets are measured: benchmarks/README.md.
+    """
+    budget = CPU_BUDGET if device.type == "cpu" else ACCELERATOR_BUDGET
+    fitting = math.floor(budget / max(1, bytes_per_example * batch_size(inputs)))
+    return fitting if fitting >= WORTHWHILE else 1
+
+
+def _call(model: nn.Module, weights: Named, inputs: Inputs, readout: Readout) -> Tensor:
+    args, kwargs = call_arguments(inputs)
+    return readout(functional_call(model, weights, args, kwargs))
+
+
+def _parts(draw: Draw, size: int) -> Iterator[Draw]:
+    """A draw in pieces of at most `size` samples."""
+    held = len(tree_leaves(draw)[0])
+    for start in range(0, held, size):
+        yield draw if size >= held else tree_map(lambda each, a=start: each[a : a + size], draw)
+
+
+def _over_samples(call: Callable[[Draw], Tensor], draw: Draw) -> Tensor:
+    if len(tree_leaves(draw)[0]) == 1:  # no batching rule is needed for one sample
+        return call(tree_map(lambda each: each[0], draw)).unsqueeze(0)
+    try:
+        with attention_for_vmap():
+            return torch.vmap(call, randomness="different")(draw)
+    except RuntimeError as error:
+        if "vmap" not in str(error) and "batching rule" not in str(error):
+            raise
+        raise UnsupportedModelError(
+            f"the model cannot run all weight samples at once ({str(error).splitlines()[0]}); "
+            f"pass `vectorize=False` to run them one after the other."
+        ) from error

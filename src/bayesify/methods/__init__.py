@@ -1,0 +1,14 @@
+"""The methods, one file each. `METHODS` is the table that the command line and the tests read."""
+
+from bayesify.methods.base import Method
+from bayesify.methods.ensemble import Ensemble
+from bayesify.methods.map import MAP
+from bayesify.methods.mean_field_vi import MeanFieldVI
+from bayesify.methods.stf import STF
+
+METHODS: dict[str, type[Method]] = {
+    "map": MAP,
+    "ensemble": Ensemble,
+    "mean-field-vi": MeanFieldVI,
+    "stf": STF,
+}

@@ -1,0 +1,141 @@
+"""What a method is, and the run that trains by gradients.
+
+A *method* is a frozen dataclass of options. Its `start` gives a *run*, which owns the distribution,
+the optimiser and the schedule, and which `fit` feeds with batches. All objectives are on one scale,
+nats per example (`bayesify/objective.py`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Optional, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from bayesify.errors import DivergenceError
+from bayesify.likelihoods import Likelihood
+from bayesify.posterior import Posterior
+from bayesify.types import Inputs, Readout
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is asked to fit.
+
+    Attributes:
+        model: A copy of the user's network, which the run may put in a mode and freeze.
+        likelihood: What its outputs mean; its parameters, if any, are trained too.
+        num_data: Training examples N.
+        steps_per_epoch: Batches in an epoch.
+        example: Inputs of the first batch.
+        readout: Turns what the model returns into a tensor.
+        vectorize: Whether samples and members run at once.
+        generator: Source of the run's noise.
+    """
+
+    model: nn.Module
+    likelihood: Likelihood
+    num_data: int
+    steps_per_epoch: int
+    example: Inputs
+    readout: Readout
+    vectorize: bool
+    generator: torch.Generator
+
+
+class Run(Protocol):
+    """A method at work on one problem."""
+
+    def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
+        """Learn from one batch; returns what is worth logging, `loss` among it."""
+        ...
+
+    def end_epoch(self, epoch: int) -> None:
+        """Called after the last batch of each epoch, counted from 0."""
+        ...
+
+    def posterior(self) -> Posterior:
+        """What has been learnt so far."""
+        ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A frozen dataclass of options that can start a run."""
+
+    @property
+    def pretrain(self) -> Optional["Method"]:
+        """The method that trains the network first; None when it starts from what is given."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the data."""
+        ...
+
+    def start(self, problem: Problem) -> Run:
+        """Begin."""
+        ...
+
+
+class GradientRun:
+    """A run that descends the gradient of a loss with a torch optimiser.
+
+    The learning rates of all groups fall to zero along a cosine over the planned epochs.
+
+    Args:
+        terms: `(inputs, target) -> {"loss": ..., more to log}`, differentiable.
+        optimiser: Holds the parameters that the loss depends on.
+        total_steps: Length of the schedule.
+        posterior: Builds the posterior from what has been learnt.
+    """
+
+    def __init__(
+        self,
+        terms: Callable[[Inputs, Tensor], dict[str, Tensor]],
+        optimiser: torch.optim.Optimizer,
+        *,
+        total_steps: int,
+        posterior: Callable[[], Posterior],
+    ) -> None:
+        self._terms = terms
+        self._optimiser = optimiser
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total_steps)
+        self._posterior = posterior
+        self._steps = 0
+        self._last_loss: float | None = None
+
+    def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
+        """One step of the optimiser.
+
+        Raises:
+            DivergenceError: when the loss is not finite; no parameter has been changed by it.
+        """
+        terms = self._terms(inputs, target)
+        log = {name: term.item() for name, term in terms.items()}
+        if not torch.isfinite(terms["loss"]):
+            raise DivergenceError(
+                f"training diverged at step {self._steps}: the loss is {log['loss']}, the last "
+                f"finite one was {self._last_loss}; lower the learning rate, and look for extreme "
+                f"values in the data."
+            )
+        self._optimiser.zero_grad()
+        terms["loss"].backward()
+        self._optimiser.step()
+        self._schedule.step()
+        self._steps, self._last_loss = self._steps + 1, log["loss"]
+        return log
+
+    def end_epoch(self, epoch: int) -> None:
+        """Nothing to do."""
+
+    def posterior(self) -> Posterior:
+        """What has been learnt so far."""
+        return self._posterior()
+
+
+def adam(groups: list[dict[str, Any]], *, weight_decay: float = 0.0) -> torch.optim.Adam:
+    """Adam over `groups`, fused where torch has it. Decay is added to the gradient (L2)."""
+    tensors = [each for group in groups for each in group["params"]]
+    fused = all(each.device.type in ("cpu", "cuda") for each in tensors)
+    return torch.optim.Adam(groups, weight_decay=weight_decay, fused=fused)

@@ -1,0 +1,161 @@
+"""Reference nets by name, nets of your own by 'module:function', and weights from disk.
+
+All run under `torch.func.functional_call` and `torch.vmap`, and every module that owns parameters
+can draw them anew (`reset_parameters`).
+"""
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from bayesify.errors import LoadError, OptionError, UnsupportedModelError
+from bayesify.models import cnn, mlp, resnet, vit
+from bayesify.types import Named
+
+__all__ = ["MODELS", "build", "load_weights"]
+
+MODELS: Mapping[str, Callable[[Sequence[int], int], nn.Module]] = {
+    "mlp": mlp.mlp,
+    "cnn": cnn.cnn,
+    "resnet20": resnet.resnet20,
+    "resnet32": resnet.resnet32,
+    "resnet56": resnet.resnet56,
+    "vit": vit.vit,
+}
+"""Each takes the shape of one input and the number of outputs."""
+
+
+def build(
+    name: str, input_shape: Sequence[int], num_outputs: int, *, seed: int | None = None
+) -> nn.Module:
+    """A fresh net for inputs of `input_shape`.
+
+    Args:
+        name: A key of `MODELS`, or 'module:function' of your own, called as
+            `function(input_shape, num_outputs)`; modules in the current directory are found too.
+        input_shape: Of one example.
+        num_outputs: Classes, labels or target dimensions.
+        seed: Decides the initial weights and leaves torch's global generator as it was; None draws
+            them from that generator.
+
+    Raises:
+        OptionError: The model, the module or the function cannot be found or called so.
+        UnsupportedModelError: The function returned something else than a module.
+
+    Example:
+        >>> build("mlp", (1, 8, 8), 10, seed=0)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    builder = MODELS[name] if name in MODELS else _own(name)
+    if seed is None:
+        return builder(input_shape, num_outputs)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return builder(input_shape, num_outputs)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Put the tensors of a safetensors file into `model`, which is changed.
+
+    Names must agree exactly; only BatchNorm's count of batches may be absent.
+
+    Args:
+        model: Takes the tensors, under the names of its `state_dict`.
+        path: The file.
+
+    Raises:
+        LoadError: No such file, not safetensors, or names or shapes that do not fit.
+    """
+    try:
+        given = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise LoadError(
+            f"{path}: expected a safetensors file with the model's weights ({error}); save one "
+            "with safetensors.torch.save_file(model.state_dict(), path)."
+        ) from error
+    if misfits := _misfits(model.state_dict(), given):
+        raise LoadError(
+            f"{path} does not fit {type(model).__name__}: {'; '.join(misfits)}. Build the model "
+            "that the weights were saved from."
+        )
+    model.load_state_dict(given)
+
+
+def _misfits(wanted: Named, given: Named) -> list[str]:
+    missing = [n for n in wanted if n not in given and not n.endswith("num_batches_tracked")]
+    unexpected = [name for name in given if name not in wanted]
+    reshaped = [
+        f"{name} has shape {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    listed = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    return [f"{what}: {', '.join(names)}" for what, names in listed.items() if names]
+
+
+def _own(name: str) -> Callable[[Sequence[int], int], nn.Module]:
+    function = _find(name)
+
+    def builder(input_shape: Sequence[int], num_outputs: int) -> nn.Module:
+        try:
+            inspect.signature(function).bind(input_shape, num_outputs)
+        except TypeError as error:
+            raise OptionError(
+                f"model {name!r}: expected a function that can be called as "
+                f"{name.split(':')[-1]}(input_shape, num_outputs) ({error}); give it these two "
+                "arguments."
+            ) from error
+        with _current_directory_importable():
+            model = function(input_shape, num_outputs)
+        if not isinstance(model, nn.Module):
+            raise UnsupportedModelError(
+                f"model {name!r}: expected it to return a torch.nn.Module, got "
+                f"{type(model).__name__}; return the module itself."
+            )
+        return model
+
+    return builder
+
+
+def _find(name: str) -> Callable[..., object]:
+    module_name, colon, function_name = name.partition(":")
+    if not (colon and module_name and function_name):
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        raise OptionError(
+            f"unknown model {name!r}: expected one of {', '.join(MODELS)}, or 'module:function' of "
+            f"your own{f'; did you mean {near[0]!r}?' if near else '.'}"
+        )
+    try:
+        with _current_directory_importable():
+            module = import_module(module_name)
+    except ImportError as error:
+        raise OptionError(
+            f"model {name!r}: cannot import {module_name!r} ({error}); start in the folder that "
+            "holds it, or install it."
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise OptionError(
+            f"model {name!r}: expected a function {function_name!r} in {module_name}, found "
+            f"{'none' if function is None else type(function).__name__}; check its name."
+        )
+    return function
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

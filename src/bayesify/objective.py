@@ -1,0 +1,134 @@
+"""The losses of the library, on one scale: nats per example.
+
+    negative ELBO    mean_b E_q[-log p(y_b | x_b, w)]  +  T * KL(q || prior) / N
+    member losses    mean_b -log p(y_b | x_b, w_m)                                for each member m
+
+The KL divergence is the exact sum over weights, divided by the number of training examples N once,
+here and nowhere else. T = 1 is Bayes; T < 1 is a tempered ("cold") posterior.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.kl import kl_divergence
+from bayesify.forward import local_outputs, outputs, read_tensor
+from bayesify.likelihoods import Likelihood
+from bayesify.priors import Prior
+from bayesify.types import Inputs, Readout
+
+
+class NegativeELBO(NamedTuple):
+    """The two terms of the negative evidence lower bound.
+
+    Attributes:
+        nll: Expected negative log likelihood, nats per example.
+        kl: KL(q || prior), nats, summed over all weights and not divided by anything.
+        loss: nll + T * kl / N.
+    """
+
+    nll: Tensor
+    kl: Tensor
+    loss: Tensor
+
+
+def elbo_terms(
+    model: nn.Module,
+    q: WeightDistribution,
+    likelihood: Likelihood,
+    prior: Prior,
+    inputs: Inputs,
+    target: Tensor,
+    *,
+    num_data: int,
+    temperature: float = 1.0,
+    num_samples: int = 1,
+    generator: torch.Generator | None = None,
+    readout: Readout = read_tensor,
+) -> NegativeELBO:
+    """The terms of the negative ELBO on one batch. Arguments as `negative_elbo`."""
+    raw = local_outputs(
+        model, q, inputs, num_samples, generator=generator, readout=readout
+    )  # (S, B, ...)
+    nll = -likelihood.log_prob(raw, target).mean()
+    kl = kl_divergence(q, prior)
+    return NegativeELBO(nll, kl, nll + temperature * kl / num_data)
+
+
+def negative_elbo(
+    model: nn.Module,
+    q: WeightDistribution,
+    likelihood: Likelihood,
+    prior: Prior,
+    inputs: Inputs,
+    target: Tensor,
+    *,
+    num_data: int,
+    temperature: float = 1.0,
+    num_samples: int = 1,
+    generator: torch.Generator | None = None,
+    readout: Readout = read_tensor,
+) -> Float[Tensor, ""]:
+    """Negative evidence lower bound on one batch, nats per example; differentiable in q.
+
+    Args:
+        model: The network, in the mode the caller wants (eval, usually).
+        q: The variational posterior. Noise is local where q knows how (lower variance).
+        likelihood: What the outputs mean.
+        prior: Prior over the weights of q.
+        inputs: One batch of inputs.
+        target: Its targets.
+        num_data: Training examples N.
+        temperature: T, the weight of the KL term.
+        num_samples: Monte Carlo samples of the expectation.
+        generator: Source of noise.
+        readout: Turns what the model returns into a tensor.
+
+    Example:
+        >>> from bayesify.distributions import MeanField
+        >>> from bayesify.likelihoods import Categorical
+        >>> from bayesify.priors import NormalPrior
+        >>> net = nn.Linear(4, 3)
+        >>> q = MeanField.around(net, scale=0.1)
+        >>> x, y = torch.randn(8, 4), torch.randint(3, (8,))
+        >>> loss = negative_elbo(net, q, Categorical(), NormalPrior(1.0), x, y, num_data=8)
+        >>> loss.backward()
+    """
+    return elbo_terms(
+        model,
+        q,
+        likelihood,
+        prior,
+        inputs,
+        target,
+        num_data=num_data,
+        temperature=temperature,
+        num_samples=num_samples,
+        generator=generator,
+        readout=readout,
+    ).loss
+
+
+def member_losses(
+    model: nn.Module,
+    q: WeightDistribution,
+    likelihood: Likelihood,
+    inputs: Inputs,
+    target: Tensor,
+    *,
+    chunk_size: int | None = None,
+    vectorize: bool = True,
+    readout: Readout = read_tensor,
+) -> Float[Tensor, " members"]:
+    """Mean negative log likelihood of each member, nats per example.
+
+    Their sum has independent gradients for the members: train it, never the loss of the averaged
+    logits.
+    """
+    raw = outputs(
+        model, q, inputs, chunk_size=chunk_size, vectorize=vectorize, readout=readout
+    )  # (M, B, ...)
+    return -likelihood.log_prob(raw, target).mean(1)

@@ -1,0 +1,250 @@
+"""Save a posterior to a folder, load it back: safetensors and a manifest, no pickle.
+
+    manifest.json            format, classes, options, shapes, checksums
+    q.safetensors            the state of the weight distribution
+    base.safetensors         the weights and buffers that it leaves alone (unless base=False)
+    likelihood.safetensors   the likelihood's own parameters, if any
+
+A folder appears under its final name only when it is complete.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bayesify.distributions import DISTRIBUTIONS
+from bayesify.errors import LoadError, OptionError, UnsupportedModelError
+from bayesify.forward import read_tensor
+from bayesify.likelihoods import LIKELIHOODS
+from bayesify.posterior import FitRecord, Posterior, WeightPosterior
+from bayesify.types import Named, Readout
+from bayesify.weights.named import assign_, buffers_of, weights_of
+
+FORMAT = "bayesify posterior"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+def save(
+    posterior: Posterior,
+    path: str | Path,
+    *,
+    base: bool = True,
+    overwrite: bool = False,
+    notes: dict[str, Any] | None = None,
+) -> Path:
+    """Write `posterior` to the folder `path`, atomically.
+
+    Args:
+        posterior: What to save.
+        path: The folder; it must not exist unless `overwrite`.
+        base: Whether the weights that are not random go along. Without, `load` needs a model
+            that has exactly these weights.
+        overwrite: Replace a folder of that name.
+        notes: JSON values to keep in the manifest, e.g. how to build the model.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OptionError: the folder exists, or cannot be written.
+        UnsupportedModelError: this kind of posterior has no file format.
+    """
+    if not isinstance(posterior, WeightPosterior):
+        raise UnsupportedModelError(
+            f"{type(posterior).__name__} cannot be saved; only weights can."
+        )
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise OptionError(f"{path} exists already; choose another name or pass overwrite=True.")
+    parts = {"q": posterior.q.state_dict(), "likelihood": posterior.likelihood.state_dict()}
+    if base:
+        parts["base"] = posterior.base()
+    with _appearing(path) as folder:
+        files = {}
+        for part, tensors in parts.items():
+            if tensors:
+                file = folder / f"{part}.safetensors"
+                save_file(
+                    {name: each.detach().contiguous().clone() for name, each in tensors.items()},
+                    file,
+                )
+                files[file.name] = {"bytes": file.stat().st_size, "sha256": _file_digest(file)}
+        manifest = _manifest(posterior) | {"files": files, "notes": notes or {}}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return path
+
+
+def load(path: str | Path, model: nn.Module, *, readout: Readout | None = None) -> WeightPosterior:
+    """The posterior saved in the folder `path`, around a copy of `model`.
+
+    Args:
+        path: A folder that `save` wrote.
+        model: A network of the same architecture; only its weights of other names matter when
+            the posterior was saved with `base=False`. It is not changed.
+        readout: As given to `fit`, needed if one was.
+
+    Raises:
+        LoadError: no such posterior, a file is damaged or foreign, or the model does not fit.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    _check_model(manifest, model, folder)
+    if manifest["custom_readout"] and readout is None:
+        raise LoadError(f"{folder} was fitted with a readout of its own; pass the same `readout=`.")
+    parts = {part: _read_part(folder, part, manifest) for part in ("q", "base", "likelihood")}
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    likelihood = LIKELIHOODS[manifest["likelihood"]["kind"]](**manifest["likelihood"]["options"])
+    likelihood.load_state_dict(parts["likelihood"])
+    device = next(model.parameters()).device
+    posterior = WeightPosterior(
+        model,
+        DISTRIBUTIONS[manifest["distribution"]].from_state(parts["q"]).to(device),
+        likelihood.to(device),
+        readout=readout or read_tensor,
+        vectorize=manifest["vectorize"],
+        record=FitRecord(**manifest["record"]) if manifest["record"] else None,
+    )
+    assign_(model, parts["base"])
+    if _digest(posterior.base()) != manifest["base_sha256"]:
+        raise LoadError(
+            f"{folder} holds no base weights (saved with base=False), and those of the given "
+            f"{type(model).__name__} are not the ones it was fitted around; load these first."
+        )
+    return posterior
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a saved posterior.
+
+    Raises:
+        LoadError: there is none, or it is damaged or of another format.
+    """
+    file = folder / MANIFEST
+    try:
+        manifest = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise LoadError(
+            f"{folder} holds no posterior ({MANIFEST} is missing); expected a folder written by "
+            f"bayesify.save or `bayesify fit --out`."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise LoadError(f"{file} is damaged ({error}); save the posterior again.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise LoadError(f"{file} is not the manifest of a {FORMAT}.")
+    if manifest["version"] != FORMAT_VERSION:
+        raise LoadError(
+            f"{file} has format version {manifest['version']}, this bayesify reads "
+            f"{FORMAT_VERSION}; use the bayesify that wrote it ({manifest.get('written_by')})."
+        )
+    return manifest
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes that a saved posterior takes on disk."""
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _manifest(posterior: WeightPosterior) -> dict[str, Any]:
+    names = {kind: name for name, kind in LIKELIHOODS.items()}
+    record = posterior.record
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "written_by": record.versions if record else {},
+        "distribution": type(posterior.q).__name__,
+        "likelihood": {
+            "kind": names[type(posterior.likelihood)],
+            "options": posterior.likelihood.options(),
+        },
+        "vectorize": posterior.vectorize,
+        "custom_readout": posterior.readout is not read_tensor,
+        "model": {"class": type(posterior.model).__name__, "tensors": _layout(posterior.model)},
+        "base_sha256": _digest(posterior.base()),
+        "record": record.to_json() if record else None,
+    }
+
+
+def _layout(model: nn.Module) -> dict[str, list[Any]]:
+    tensors = weights_of(model) | buffers_of(model)
+    return {name: [list(each.shape), str(each.dtype)] for name, each in tensors.items()}
+
+
+def _check_model(manifest: dict[str, Any], model: nn.Module, folder: Path) -> None:
+    expected, got = manifest["model"]["tensors"], _layout(model)
+    for name in expected | got:
+        if expected.get(name) != got.get(name):
+            raise LoadError(
+                f"{folder} was fitted to a {manifest['model']['class']} whose `{name}` is "
+                f"{_describe(expected.get(name))}; in the given {type(model).__name__} it is "
+                f"{_describe(got.get(name))}. Build the model as it was for the fit."
+            )
+
+
+def _describe(layout: list[Any] | None) -> str:
+    return "absent" if layout is None else f"{tuple(layout[0])} {layout[1]}"
+
+
+def _read_part(folder: Path, part: str, manifest: dict[str, Any]) -> Named:
+    file = folder / f"{part}.safetensors"
+    if file.name not in manifest["files"]:
+        return {}
+    if not file.exists():
+        raise LoadError(f"{file} is missing; the folder is incomplete. Save the posterior again.")
+    if _file_digest(file) != manifest["files"][file.name]["sha256"]:
+        raise LoadError(
+            f"{file} does not match its checksum: it is truncated ({file.stat().st_size} of "
+            f"{manifest['files'][file.name]['bytes']} bytes) or changed. Save the posterior again."
+        )
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise LoadError(f"{file} is no safetensors file ({error}).") from error
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(named: Named) -> str:
+    digest = hashlib.sha256()
+    for name, each in sorted(named.items()):
+        digest.update(name.encode())
+        digest.update(each.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A fresh folder to write into, which becomes `path` in one step when the block ends well."""
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise OptionError(f"cannot write to {path.parent} ({error.strerror}).") from error
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        retired = path.parent / f"{temporary.name}.old"
+        if path.exists():
+            path.rename(retired)
+        temporary.rename(path)
+        shutil.rmtree(retired, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,221 @@
+"""A fitted distribution with its model and likelihood: what `fit` returns."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bayesify.batches import tensors_of, to_device
+from bayesify.distributions.base import WeightDistribution
+from bayesify.errors import OptionError
+from bayesify.forward import (
+    activation_bytes,
+    can_vectorize,
+    default_chunk_size,
+    outputs,
+    read_tensor,
+)
+from bayesify.likelihoods import Likelihood
+from bayesify.modes import evaluating
+from bayesify.predictive import Predictive
+from bayesify.types import Inputs, Named, Readout
+from bayesify.weights.named import buffers_of, count, weights_of
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """How a posterior came to be.
+
+    Attributes:
+        options: The method's options, as JSON.
+        seed: The seed of the fit.
+        num_data: Training examples N.
+        history: One dictionary an epoch: `phase`, `epoch`, `loss` and what the method logs.
+        seconds: Wall-clock time of the whole fit, pretraining included.
+        seconds_per_epoch: Of the method's own epochs.
+        peak_memory_bytes: See `CostMeter`.
+        versions: Of bayesify, torch and Python.
+    """
+
+    options: dict[str, Any]
+    seed: int
+    num_data: int
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    seconds_per_epoch: float = 0.0
+    peak_memory_bytes: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+class Posterior(ABC):
+    """What can be asked for predictions with uncertainty."""
+
+    likelihood: Likelihood
+    record: FitRecord | None
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @abstractmethod
+    def outputs(
+        self,
+        x: Inputs,
+        *,
+        num_samples: int = 32,
+        generator: torch.Generator | None = None,
+        chunk_size: int | None = None,
+    ) -> Float[Tensor, "samples batch ..."]:
+        """What the network returns under each weight sample; differentiable in x.
+
+        Args:
+            x: A tensor, positional arguments or keyword arguments, with batch axis B.
+            num_samples: S. A finite set of members gives all M whatever S is.
+            generator: Source of the weight samples. None for the posterior's own fixed ones:
+                the same for every call, so that predictions are a function of x and do not
+                depend on how a data set is cut into batches.
+            chunk_size: Samples run at once; None for as many as the cache or the accelerator
+                takes (`default_chunk_size`). It changes speed and memory, not the result.
+        """
+
+    @abstractmethod
+    def point(self) -> Named:
+        """The single best setting of the weights, for a method that goes on from there."""
+
+    @property
+    @abstractmethod
+    def trainable_parameters(self) -> int:
+        """How many numbers were learnt by the method itself."""
+
+    @property
+    @abstractmethod
+    def stored_parameters(self) -> int:
+        """How many numbers a saved posterior holds."""
+
+    def predict(
+        self,
+        x: Inputs,
+        *,
+        num_samples: int = 32,
+        generator: torch.Generator | None = None,
+        chunk_size: int | None = None,
+    ) -> Predictive:
+        """The distribution of y given x, averaged over weight samples. Arguments as `outputs`."""
+        with torch.no_grad():
+            raw = self.outputs(
+                x, num_samples=num_samples, generator=generator, chunk_size=chunk_size
+            )
+            return self.likelihood.predictive(raw)
+
+
+class WeightPosterior(Posterior):
+    """A distribution over weights, put into a model that is not changed by it.
+
+    Args:
+        model: The network. It is called in eval mode, and left in the mode it was in.
+        q: Distribution over some of its weights.
+        likelihood: What its outputs mean.
+        readout: Turns what the model returns into a tensor.
+        vectorize: Whether samples run at once; None decides by the types of the layers.
+        record: How it was fitted.
+
+    Example:
+        >>> from bayesify.distributions import MeanField
+        >>> from bayesify.likelihoods import Categorical
+        >>> net = nn.Linear(4, 3)
+        >>> posterior = WeightPosterior(net, MeanField.around(net, scale=0.1), Categorical())
+        >>> posterior.predict(torch.zeros(2, 4)).probs.shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        q: WeightDistribution,
+        likelihood: Likelihood,
+        *,
+        readout: Readout = read_tensor,
+        vectorize: bool | None = None,
+        record: FitRecord | None = None,
+    ) -> None:
+        self.model = model
+        self.q = q
+        self.likelihood = likelihood
+        self.readout = readout
+        self.vectorize = can_vectorize(model) if vectorize is None else vectorize
+        self.record = record
+        self._activation_bytes: dict[Any, int] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return next(iter(weights_of(self.model).values())).device
+
+    def outputs(
+        self,
+        x: Inputs,
+        *,
+        num_samples: int = 32,
+        generator: torch.Generator | None = None,
+        chunk_size: int | None = None,
+    ) -> Tensor:
+        """See `Posterior.outputs`."""
+        for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
+            if value is not None and value < 1:
+                raise OptionError(f"{name}={value}: expected at least 1.")
+        x = to_device(x, self.device)
+        with evaluating(self.model):
+            return outputs(
+                self.model,
+                self.q,
+                x,
+                num_samples,
+                generator=generator or torch.Generator().manual_seed(0),
+                chunk_size=chunk_size or self._chunk_size(x),
+                vectorize=self.vectorize,
+                readout=self.readout,
+            )
+
+    def point(self) -> Named:
+        """The mean of q."""
+        return self.q.point()
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Parameters of q and of the likelihood."""
+        learnt = [*self.q.parameters(), *self.likelihood.parameters()]
+        return sum(each.numel() for each in learnt)
+
+    @property
+    def stored_parameters(self) -> int:
+        """Numbers in q, in the likelihood, and in the weights that q leaves alone."""
+        return count(self.q.state_dict()) + count(self.likelihood.state_dict()) + count(self.base())
+
+    def base(self) -> Named:
+        """The model's weights and buffers that q does not set."""
+        covered = set(self.q.names)
+        everything = weights_of(self.model) | buffers_of(self.model)
+        return {name: each for name, each in everything.items() if name not in covered}
+
+    def __repr__(self) -> str:
+        how = "at once" if self.vectorize else "one by one"
+        return (
+            f"{type(self).__name__}({type(self.model).__name__}, {type(self.q).__name__} over "
+            f"{len(self.q.names)} tensors, {type(self.likelihood).__name__}, samples {how})"
+        )
+
+    def _chunk_size(self, x: Inputs) -> int:
+        if not self.vectorize:
+            return 1
+        shapes = tuple(each.shape[1:] for each in tensors_of(x))
+        if shapes not in self._activation_bytes:
+            self._activation_bytes[shapes] = activation_bytes(self.model, self.q, x)
+        return default_chunk_size(self._activation_bytes[shapes], x, self.device)

@@ -1,0 +1,71 @@
+"""Reading `results.jsonl`: one finished run a line, checked as it comes in."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from bayesify.errors import DataError
+
+Record: TypeAlias = dict[str, Any]
+"""One run: method, model, data, seed, split, task, options, metrics, cost, curves, versions."""
+
+REQUIRED = {
+    "method": str,
+    "model": str,
+    "data": str,
+    "seed": int,
+    "split": str,
+    "task": str,
+    "metrics": dict,
+}
+"""Entries a record cannot do without, and their types."""
+
+
+def read(path: str | Path) -> list[Record]:
+    """All records of a file, in its order. Empty lines are skipped.
+
+    Args:
+        path: A `.jsonl` file, or a folder that holds `results.jsonl`.
+
+    Raises:
+        DataError: when the file is missing or empty, or a line is no record; it names the line.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "results.jsonl"
+    if not path.is_file():
+        raise DataError(
+            f"expected results at {path}, got no such file; "
+            f"run `bayesify compare --out {path.parent}` first."
+        )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = [
+        _parse(line, f"{path}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not records:
+        raise DataError(f"expected at least one result in {path}, got an empty file.")
+    return records
+
+
+def check(record: Any, where: str) -> Record:
+    """The record itself, or `DataError` saying what `where` lacks."""
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected a JSON object, got {type(record).__name__}.")
+    for name, kind in REQUIRED.items():
+        if not isinstance(record.get(name), kind):
+            got = repr(record[name]) if name in record else "nothing"
+            raise DataError(f"{where}: expected `{name}` to be a {kind.__name__}, got {got}.")
+    return record
+
+
+def _parse(line: str, where: str) -> Record:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as reason:
+        raise DataError(
+            f"{where}: expected one JSON object, got broken JSON ({reason}); delete the line and "
+            f"run its cell again."
+        ) from reason
+    return check(record, where)

@@ -1,0 +1,106 @@
+"""Groups of runs as tables: the same cells for the terminal and for the page."""
+
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from bayesify.report.columns import BRIEF, COST, Column, column
+from bayesify.report.groups import Estimate, Group
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as shown, its standard error (empty for one seed), and whether it is the best."""
+
+    text: str
+    error: str
+    best: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, and a row of cells for each label."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+def table(group: Group, names: list[str]) -> Table:
+    """Means over seeds of the numbers `names`, for every method of a group.
+
+    The best value of a column is marked, with every value that reads the same; a column of one
+    value, or without a better and worse, has no mark.
+    """
+    cells = [_cells(column(name), [row.estimate(name) for row in group.rows]) for name in names]
+    return Table(
+        tuple(column(name) for name in names),
+        tuple((row.label, tuple(each[i] for each in cells)) for i, row in enumerate(group.rows)),
+    )
+
+
+def quality_table(group: Group) -> Table:
+    """All metrics of a group."""
+    return table(group, group.metrics)
+
+
+def cost_table(group: Group) -> Table:
+    """All costs of a group."""
+    return table(group, group.costs)
+
+
+def terminal_table(group: Group) -> RichTable:
+    """The most important numbers of a group, within 100 characters; the best are bold."""
+    present = {*group.metrics, *group.costs}
+    plain = table(group, [name for name in BRIEF if name in present])
+    drawn = RichTable(
+        title=caption(group), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    drawn.add_column("Method", no_wrap=True)
+    for each in plain.columns:
+        drawn.add_column(f"{each.title}{each.arrow}", justify="right", no_wrap=True)
+    for label, cells in plain.rows:
+        drawn.add_row(label, *(_styled(cell) for cell in cells))
+    return drawn
+
+
+def caption(group: Group) -> str:
+    """Where the numbers come from, in one line.
+
+    >>> caption(Group("digits", "mlp", "test", "photos", "classification", ()))
+    'digits, mlp · test split · OOD: photos · 0 seeds'
+    """
+    return f"{group.data}, {group.model} · {circumstances(group)}"
+
+
+def circumstances(group: Group) -> str:
+    """Split, OOD data and number of seeds."""
+    ood = [f"OOD: {group.ood}"] if group.ood else []
+    count = len(group.seeds)
+    seeds = f"{count} seed{'' if count == 1 else 's'}"
+    return " · ".join([f"{group.split} split", *ood, seeds])
+
+
+def _cells(each: Column, estimates: list[Estimate | None]) -> list[Cell]:
+    measured = [found.mean for found in estimates if found is not None]
+    ranked = each.best is not None and len(measured) > 1
+    best = each.text(min(measured, key=each.badness)) if ranked else None
+    distinct = len({each.text(value) for value in measured}) > 1
+    return [_cell(each, found, best if distinct else None) for found in estimates]
+
+
+def _cell(each: Column, found: Estimate | None, best: str | None) -> Cell:
+    if found is None:
+        return Cell(each.text(None), "", best=False)
+    text = each.text(found.mean)
+    shown = found.standard_error is not None and each not in COST.values()
+    error = each.text(found.standard_error) if shown else ""
+    return Cell(text, error, best=text == best)
+
+
+def _styled(cell: Cell) -> Text:
+    text = Text(cell.text, style="bold" if cell.best else "")
+    if cell.error:
+        text.append(f"±{cell.error}", style="dim not bold")
+    return text

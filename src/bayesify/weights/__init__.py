@@ -1,0 +1,1 @@
+"""What a weight can be: named, selected, structured. No statistics here."""

@@ -1,0 +1,66 @@
+"""Named tensors: a model's weights and buffers as plain dictionaries.
+
+A tied weight appears once, under the first of its names, as in `model.named_parameters()`;
+`torch.func.functional_call` puts a replacement under every one of its names.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from bayesify.errors import UnsupportedModelError
+from bayesify.types import Named
+
+
+def weights_of(model: nn.Module) -> Named:
+    """Every parameter by name, detached, sharing memory with the model.
+
+    Raises:
+        UnsupportedModelError: when the model has no parameters, or some are not yet shaped.
+    """
+    weights = {}
+    for name, weight in model.named_parameters():
+        if isinstance(weight, nn.parameter.UninitializedParameter):
+            raise UnsupportedModelError(
+                f"weight `{name}` of {type(model).__name__} has no shape yet (lazy module); call "
+                f"the model once on a batch before you make it Bayesian."
+            )
+        weights[name] = weight.detach()
+    if not weights:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no parameters, so there is nothing to make Bayesian; "
+            f"pass a network with weights."
+        )
+    return weights
+
+
+def buffers_of(model: nn.Module) -> Named:
+    """Every buffer by name, detached, sharing memory with the model."""
+    return {name: buffer.detach() for name, buffer in model.named_buffers()}
+
+
+def copied(named: Named) -> Named:
+    """A deep copy."""
+    return {name: each.detach().clone() for name, each in named.items()}
+
+
+def stacked(members: list[Named]) -> Named:
+    """M dictionaries with equal keys as one, each tensor with a new leading axis M."""
+    return {name: torch.stack([each[name] for each in members]) for name in members[0]}
+
+
+def count(named: Named) -> int:
+    """How many numbers the tensors hold."""
+    return sum(each.numel() for each in named.values())
+
+
+def nbytes(named: Named) -> int:
+    """How many bytes the tensors hold."""
+    return sum(each.numel() * each.element_size() for each in named.values())
+
+
+def assign_(model: nn.Module, named: Named) -> None:
+    """Write `named` into the model's parameters and buffers of those names, in place."""
+    places: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, value in named.items():
+            places[name].copy_(value)

@@ -1,0 +1,91 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from bayesify.errors import DataError
+from bayesify.evaluation.calibration import fit_temperature, label_reliability, reliability
+
+
+def draw(seed, n, classes, scale=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, classes, generator=generator, dtype=torch.float64) * scale
+    return logits, torch.randint(classes, (n,), generator=generator)
+
+
+def test_bins_hold_what_falls_between_their_edges():
+    probs = torch.tensor([[0.95, 0.05], [0.85, 0.15], [0.6, 0.4]])
+    bins = reliability(probs, torch.tensor([0, 1, 0]), bins=10)
+    assert bins.count.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 1, 1]
+    assert bins.accuracy[[6, 8, 9]].tolist() == [1, 0, 1]
+    assert bins.confidence[[6, 8, 9]].tolist() == pytest.approx([0.6, 0.85, 0.95])
+
+
+def test_a_confidence_of_one_belongs_to_the_last_bin():
+    bins = reliability(torch.tensor([[1.0, 0.0], [0.98, 0.02]]), torch.tensor([0, 1]))
+    assert bins.count.tolist() == [0] * 14 + [2]
+
+
+@given(st.integers(0, 2**31), st.integers(1, 60), st.integers(2, 8))
+def test_counts_sum_to_the_number_of_examples(seed, n, classes):
+    logits, target = draw(seed, n, classes)
+    assert reliability(logits.softmax(1), target).count.sum() == n
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 60), st.integers(2, 8), st.integers(1, 30))
+def test_ece_of_the_bins_equals_torchmetrics(seed, n, classes, bins):
+    logits, target = draw(seed, n, classes)
+    probs = logits.softmax(1)
+    want = multiclass_calibration_error(probs, target, num_classes=classes, n_bins=bins)
+    assert reliability(probs, target, bins=bins).ece == pytest.approx(want.item(), abs=2e-6)
+
+
+def test_json_has_three_lists_of_equal_length():
+    logits, target = draw(0, 20, 3)
+    lists = reliability(logits.softmax(1), target).to_json()
+    assert list(lists) == ["confidence", "accuracy", "count"]
+    assert {len(each) for each in lists.values()} == {15}
+
+
+def test_a_label_is_calibrated_when_on_as_often_as_said():
+    bins = label_reliability(torch.full((4,), 0.25), torch.tensor([1, 0, 0, 0]))
+    assert bins.ece == 0
+
+
+@pytest.mark.parametrize("planted", [0.3, 1.0, 2.5])
+def test_a_planted_temperature_is_recovered(planted):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 5, generator=generator, dtype=torch.float64) * 2
+    target = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
+    sharpened = (logits * planted).log_softmax(1)
+    assert fit_temperature(sharpened, target) == pytest.approx(planted, rel=0.03)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 2**31), st.floats(0.1, 8.0))
+def test_temperature_never_hurts_nll_and_never_changes_accuracy(seed, scale):
+    logits, target = draw(seed, 50, 4, scale)
+    log_probs = logits.log_softmax(1)
+    temperature = fit_temperature(log_probs, target)
+    assert 0.05 <= temperature <= 20
+    scaled = (log_probs / temperature).log_softmax(1)
+    rows = torch.arange(50)
+    assert -scaled[rows, target].mean() <= -log_probs[rows, target].mean() + 1e-12
+    assert scaled.argmax(1).equal(log_probs.argmax(1))
+
+
+def test_a_model_that_is_always_right_gets_the_lowest_temperature():
+    log_probs = torch.tensor([[1.0, 0.0]]).log_softmax(1).expand(5, 2)
+    assert fit_temperature(log_probs, torch.zeros(5).long()) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_log_probabilities_of_impossible_classes_are_refused():
+    with pytest.raises(DataError, match=r"Predictions\.log_probs"):
+        fit_temperature(torch.tensor([[0.0, -torch.inf]]), torch.tensor([0]))
+
+
+def test_logits_that_do_not_sum_to_one_are_refused():
+    with pytest.raises(DataError, match="logits"):
+        fit_temperature(torch.tensor([[3.0, 1.0]]), torch.tensor([0]))

@@ -1,0 +1,95 @@
+import json
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from bayesify.errors import BayesifyError, DataError, ShapeError
+from bayesify.evaluation.evaluate import evaluate
+
+from .stub import LinearPosterior
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(50, 4, generator=generator), torch.randint(3, (50,), generator=generator)
+
+
+@pytest.fixture
+def targets():
+    return torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+
+
+def test_classification_is_measured(data):
+    result = evaluate(LinearPosterior("classification"), data)
+    assert list(result.metrics) == ["accuracy", "nll", "ece", "brier"]
+    assert list(result.curves) == ["reliability"]
+    assert sum(result.curves["reliability"]["count"]) == 50
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50])
+def test_metrics_do_not_depend_on_the_batch_size(data, batch_size):
+    posterior = LinearPosterior("classification")
+    want = evaluate(posterior, data, ood=data[0] / 9).metrics
+    got = evaluate(posterior, data, ood=data[0] / 9, batch_size=batch_size).metrics
+    assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_tensors_data_set_and_loader_are_the_same_data(data):
+    posterior, dataset = LinearPosterior("classification"), TensorDataset(*data)
+    want = evaluate(posterior, data).metrics
+    assert evaluate(posterior, dataset).metrics == want
+    assert evaluate(posterior, DataLoader(dataset, 50)).metrics == pytest.approx(want)
+
+
+def test_inputs_far_less_clear_are_recognised_as_out_of_distribution(data):
+    x, y = data
+    result = evaluate(LinearPosterior("classification"), (10 * x, y), ood=(x / 100, y + 90))
+    assert result.metrics["ood_auroc"] > 0.99
+    assert result.metrics["ood_fpr95"] < 0.1
+    assert set(result.curves["roc"]) == {"fpr", "tpr"}
+
+
+def test_multilabel_is_measured(data):
+    labels = torch.ones(50, 3)
+    result = evaluate(LinearPosterior("multilabel"), (data[0], labels), ood=data[0] / 9)
+    assert "exact_match" in result.metrics
+    assert "ood_auroc" in result.metrics
+
+
+def test_target_scale_gives_the_numbers_of_unscaled_targets(data, targets):
+    scale = torch.tensor([2.0, 5.0, 0.1])
+    standardised = evaluate(LinearPosterior("regression"), (data[0], targets))
+    got = evaluate(LinearPosterior("regression"), (data[0], targets), target_scale=scale).metrics
+    residual = (standardised.predictions.mean - targets) * scale
+    assert got["rmse"] == pytest.approx(residual.square().mean().sqrt().item())
+    assert got["nll"] == pytest.approx(standardised.metrics["nll"] + math.log(2 * 5 * 0.1))
+    assert got["coverage90"] == standardised.metrics["coverage90"]
+
+
+def test_target_scale_must_fit(data, targets):
+    with pytest.raises(ShapeError, match="regression only"):
+        evaluate(LinearPosterior("classification"), data, target_scale=torch.ones(3))
+    for scale in (torch.ones(2), torch.zeros(3)):
+        with pytest.raises(ShapeError, match="3 output dimensions"):
+            evaluate(LinearPosterior("regression"), (data[0], targets), target_scale=scale)
+
+
+def test_the_table_shows_every_metric_and_the_json_is_strict(data):
+    result = evaluate(LinearPosterior("classification"), data, ood=data[0] / 9)
+    assert "classification, 50 examples" in str(result)
+    assert all(name in str(result) for name in result.metrics)
+    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["metrics"] == result.metrics
+
+
+def test_unusable_data_is_refused(data):
+    x, y = data
+    posterior = LinearPosterior("classification")
+    with pytest.raises(ShapeError, match="49 for 50"):
+        evaluate(posterior, (x, y[:-1]))
+    with pytest.raises(DataError, match="two tensors"):
+        evaluate(posterior, (x, y, y))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BayesifyError, match="empty"):
+        evaluate(posterior, (x[:0], y[:0]))

@@ -1,0 +1,72 @@
+import math
+import statistics
+
+import pytest
+
+from bayesify.report.groups import estimate, groups
+
+from .fake import records, regression_records
+
+
+def test_estimate_is_mean_and_standard_error():
+    values = [0.1, 0.4, 0.2, 0.9]
+    found = estimate(values)
+    assert found is not None
+    assert found.mean == pytest.approx(0.4)
+    assert found.standard_error == pytest.approx(statistics.stdev(values) / 2)
+    assert found.n == 4
+
+
+def test_one_seed_has_no_standard_error():
+    found = estimate([0.5])
+    assert found is not None
+    assert found.standard_error is None
+
+
+@pytest.mark.parametrize("values", [[], [None], [0.1, None], [0.1, math.nan], [0.1, math.inf]])
+def test_what_is_missing_or_not_finite_has_no_mean(values):
+    assert estimate(values) is None
+
+
+def test_runs_of_equal_data_model_and_split_form_a_group():
+    found = groups(records(2) + records(2, model="cnn") + regression_records())
+    assert [(group.data, group.model) for group in found] == [
+        ("digits", "mlp"),
+        ("digits", "cnn"),
+        ("boston", "mlp"),
+    ]
+    assert [row.label for row in found[0].rows][:3] == ["map", "map+ts", "ensemble"]
+    assert found[0].seeds == [0, 1]
+
+
+def test_other_foreign_data_is_another_group():
+    assert [g.ood for g in groups(records(1) + records(1, ood=None))] == ["photos", None]
+
+
+def test_the_later_of_two_runs_of_a_cell_counts():
+    first, second = records(1)[0], records(1)[0]
+    second["metrics"]["accuracy"] = 0.5
+    (row,) = groups([first, second])[0].rows
+    found = row.estimate("accuracy")
+    assert found is not None
+    assert (found.mean, found.n) == (0.5, 1)
+
+
+def test_other_options_are_another_row():
+    first, second = records(1)[0], records(1)[0]
+    second["options"] = {"epochs": 5}
+    assert [row.label for row in groups([first, second])[0].rows] == ["map", "map #2"]
+
+
+def test_metrics_and_costs_are_in_the_order_of_the_columns():
+    (group,) = groups(records(1))
+    assert group.metrics[:3] == ["accuracy", "nll", "ece"]
+    assert "peak_memory_bytes" not in group.costs
+    assert group.costs[0] == "trainable_parameters"
+
+
+def test_a_record_without_cost_still_counts():
+    (record, *_) = records(1)
+    del record["cost"], record["curves"]
+    (group,) = groups([record])
+    assert group.costs == []

@@ -1,0 +1,31 @@
+import matplotlib as mpl
+
+from bayesify.report.style import PALETTE, new_figure, settings, styles, to_svg
+
+
+def test_many_methods_all_look_different():
+    drawn = styles([str(i) for i in range(32)])
+    assert len(set(drawn.values())) == 32
+    assert drawn["0"].color == drawn["8"].color == PALETTE[0]
+
+
+def test_the_settings_of_the_user_come_back():
+    before = dict(mpl.rcParams)
+    with settings():
+        assert mpl.rcParams["svg.fonttype"] == "none"
+    assert dict(mpl.rcParams) == before
+
+
+def test_svg_is_deterministic_and_bare():
+    def draw():
+        with settings():
+            figure = new_figure(2, 2)
+            figure.add_subplot().plot([0, 1], [1, 0])
+            return to_svg(figure, "test")
+
+    svg = draw()
+    assert svg == draw()
+    assert svg.startswith("<svg")
+    assert svg.endswith("</svg>")
+    assert "<metadata>" not in svg
+    assert 'id="axes_1"' not in svg

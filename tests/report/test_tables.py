@@ -1,0 +1,73 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from bayesify.report.groups import groups
+from bayesify.report.tables import cost_table, quality_table, table, terminal_table
+
+from .fake import records, regression_records
+
+
+def printed(group, width=100):
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    console.print(terminal_table(group))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_best_of_each_column_is_marked():
+    first, second = records(1, ("map", "stf"))
+    first["metrics"] = {"accuracy": 0.9, "nll": 0.3, "ece": 0.02, "sharpness": 1.0}
+    second["metrics"] = {"accuracy": 0.8, "nll": 0.2, "ece": 0.02, "sharpness": 2.0}
+    made = quality_table(groups([first, second])[0])
+    assert [column.title for column in made.columns] == ["Acc %", "NLL", "ECE %", "Spread"]
+    assert [[cell.best for cell in cells] for _, cells in made.rows] == [
+        [True, False, False, False],
+        [False, True, False, False],
+    ]
+
+
+def test_values_that_read_the_same_share_the_mark():
+    first, second = records(1, ("map", "stf"))
+    first["metrics"]["nll"], second["metrics"]["nll"] = 0.12301, 0.12302
+    other = records(1, ("bali",))
+    (group,) = groups([first, second, *other])
+    assert [cells[0].best for _, cells in table(group, ["nll"]).rows] == [True, True, False]
+
+
+def test_one_method_has_nothing_to_beat():
+    (group,) = groups(records(3, ("map",)))
+    assert not any(cell.best for _, cells in quality_table(group).rows for cell in cells)
+
+
+def test_standard_errors_need_several_seeds():
+    (one,), (three,) = groups(records(1)), groups(records(3))
+    assert not any(cell.error for _, cells in quality_table(one).rows for cell in cells)
+    assert all(cell.error for _, cells in quality_table(three).rows for cell in cells)
+    assert not any(cell.error for _, cells in cost_table(three).rows for cell in cells)
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_the_terminal_table_fits_a_hundred_characters(seeds):
+    (group,) = groups(records(seeds))
+    text = printed(group)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    for label in ("map+ts", "ensemble", "bali"):
+        assert label in text
+    for title in ("Acc %↑", "NLL↓", "AUROC %↑", "Fit↓", "Predict↓"):
+        assert title in text
+
+
+def test_regression_shows_its_own_columns():
+    text = printed(groups(regression_records())[0])
+    assert "RMSE↓" in text
+    assert "Acc" not in text
+
+
+def test_a_value_that_is_missing_is_a_dash():
+    first, second = records(1, ("map", "stf"))
+    first["metrics"]["nll"] = None
+    (group,) = groups([first, second])
+    assert next(cells[0].text for _, cells in table(group, ["nll"]).rows) == "–"  # noqa: RUF001
