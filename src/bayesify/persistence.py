@@ -80,7 +80,11 @@ def save(
                     {name: each.detach().contiguous().clone() for name, each in tensors.items()},
                     file,
                 )
-                files[file.name] = {"bytes": file.stat().st_size, "sha256": _file_digest(file)}
+                files[file.name] = {
+                    "bytes": file.stat().st_size,
+                    "sha256": _file_digest(file),
+                    "tensors": list(tensors),
+                }
         manifest = _manifest(posterior) | {"files": files, "notes": notes or {}}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return path
@@ -208,9 +212,11 @@ def _read_part(folder: Path, part: str, manifest: dict[str, Any]) -> Named:
             f"{manifest['files'][file.name]['bytes']} bytes) or changed. Save the posterior again."
         )
     try:
-        return load_file(file)
+        tensors = load_file(file)
     except SafetensorError as error:
         raise LoadError(f"{file} is no safetensors file ({error}).") from error
+    # safetensors sorts by name, but random draws go through a distribution in its own order
+    return {name: tensors[name] for name in manifest["files"][file.name]["tensors"]}
 
 
 def _file_digest(file: Path) -> str:
