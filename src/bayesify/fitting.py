@@ -17,6 +17,7 @@ from bayesify.forward import can_vectorize, read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.loading import Data, as_loader
 from bayesify.methods.base import Method, Problem
+from bayesify.modes import seeded
 from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior
 from bayesify.types import Readout
@@ -84,8 +85,7 @@ def fit(
     model.to(device or next(model.parameters()).device)
     likelihood = resolve(likelihood).to(next(model.parameters()).device)
     loader = as_loader(data, batch_size=batch_size, shuffle=True)
-    with torch.random.fork_rng(), CostMeter(next(model.parameters()).device) as cost:
-        torch.manual_seed(seed)
+    with seeded(seed, model), CostMeter(next(model.parameters()).device) as cost:
         example, steps = check_data(loader, model, likelihood, readout)
         problem = Problem(
             model=model,

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bayesify.batches import batch_size, first_example
 from bayesify.distributions.base import WeightDistribution
 from bayesify.errors import UnsupportedModelError
+from bayesify.frozen import frozen_layers
 from bayesify.modes import attention_for_vmap
 from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.trace import call_arguments, trace
@@ -106,9 +107,11 @@ def local_outputs(
 
     One after the other: training takes one sample, seldom more.
     """
-    return torch.stack(
-        [_call(model, q.local_weights(generator=generator), inputs, readout) for _ in range(n)]
-    )
+    with frozen_layers():
+        results = [
+            _call(model, q.local_weights(generator=generator), inputs, readout) for _ in range(n)
+        ]
+    return torch.stack(results)
 
 
 def can_vectorize(model: nn.Module) -> bool:

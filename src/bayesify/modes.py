@@ -1,4 +1,4 @@
-"""Run a model in a mode without leaving a trace on it."""
+"""Run a model in a mode, or with a seed, without leaving a trace."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,3 +34,16 @@ def attention_for_vmap() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def seeded(seed: int, model: nn.Module) -> Iterator[None]:
+    """Torch's global generators start at `seed` inside, and are as they were outside.
+
+    For what draws from them whether one likes it or not: dropout, `reset_parameters`, shuffling.
+    """
+    devices = {each.device for each in model.parameters() if each.device.type != "cpu"}
+    kind = next(iter(devices)).type if devices else "cuda"
+    with torch.random.fork_rng(devices=list(devices), device_type=kind):
+        torch.manual_seed(seed)
+        yield

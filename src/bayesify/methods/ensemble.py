@@ -22,6 +22,7 @@ from bayesify.distributions.particles import Particles
 from bayesify.errors import UnsupportedModelError
 from bayesify.forward import activation_bytes, default_chunk_size
 from bayesify.methods.base import GradientRun, Problem, adam
+from bayesify.modes import seeded
 from bayesify.objective import member_losses
 from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
@@ -110,8 +111,7 @@ def fresh_starts(model: nn.Module, members: int, generator: torch.Generator) -> 
         UnsupportedModelError: when a module owns weights but has no way to draw them anew.
     """
     starts = [copy.deepcopy(model) for _ in range(members)]
-    with torch.random.fork_rng():
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    with seeded(int(torch.randint(2**62, (), generator=generator)), model):
         for start in starts:
             for name, module in reversed(list(start.named_modules())):  # a parent's word is last
                 _reset_(name, module)

@@ -82,6 +82,8 @@ class Block(nn.Module):
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Every second pixel, and zeros for the new channels, half of them on either side."""
+        if not self.new_channels:
+            return x
         half = self.new_channels // 2
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half))
 
