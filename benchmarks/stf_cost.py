@@ -5,7 +5,8 @@
 Every ratio is of medians over interleaved repetitions, so that a machine whose speed drifts slows
 both sides. Compared are
 
-- a training step of STF with one of MAP, and with a bare torch loop, on ResNet-20 at batch 128;
+- a training step of STF with one of MAP, and with a bare torch loop, on ResNet-20 at batch 128,
+  under glibc's allocator as it comes and as it is when told to keep freed memory (see `KEEPING`);
 - `predict` with S = 16 samples with the plain loop `for s: model(x)` under each sample's weights,
   at batch sizes 1, 16 and 128, for an MLP, a CNN, a small transformer and ResNet-20;
 - `import bayesify` with `import torch`.
@@ -32,6 +33,11 @@ import bayesify
 from bayesify.forward import read_tensor
 
 SAMPLES = 16
+BLOCK = 0.5
+KEEPING = {"MALLOC_MMAP_THRESHOLD_": "2147483648", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
+"""As it comes, glibc hands large blocks back to the kernel at times that depend on all that ran
+before, and a step then pays for fresh pages: up to a fifth of its time, by chance. Keeping them,
+as torch's tuning guide advises (there by another allocator), leaves the arithmetic."""
 NETS = {  # name -> input shape
     "mlp": (1, 8, 8),
     "cnn": (3, 32, 32),
@@ -46,11 +52,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--repetitions", type=int, default=9, help="of every timing (default 9)")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default 2)")
+    parser.add_argument("--only-step", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.only_step:
+        print(json.dumps(step_costs(options.repetitions)))
+        return
     result = {
         "machine": machine(options.threads),
-        "step": step_costs(options.repetitions),
+        "step": {
+            "allocator as it comes": in_own_process({}),
+            "allocator keeps memory": in_own_process(KEEPING),
+        },
         "predict": [
             predict_cost(name, batch, options.repetitions)
             for name in NETS
@@ -62,6 +75,15 @@ def main() -> None:
         print(json.dumps(result))
     else:
         show(result)
+
+
+def in_own_process(environment: dict[str, str]) -> dict[str, Any]:
+    """`step_costs` of a process of its own, which has done nothing else before."""
+    program = [sys.executable, *sys.argv, "--only-step"]
+    done = subprocess.run(
+        program, env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
 
 
 def step_costs(repetitions: int) -> dict[str, Any]:
@@ -164,14 +186,18 @@ def import_cost(repetitions: int) -> dict[str, float]:
 
 
 def timed(work: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
-    """Median milliseconds of each, interleaved, after one warm-up; short work is repeated more."""
+    """Median milliseconds of each, in interleaved blocks, after a warm-up.
+
+    A block repeats one piece of work for about `BLOCK` seconds, as a user would: a single call
+    among others would mostly measure what those left in the caches and in the allocator.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     calls = {}
     for name, function in work.items():
         function()
         begin = time.perf_counter()
         function()
-        calls[name] = max(1, int(0.02 / (time.perf_counter() - begin)))
+        calls[name] = max(1, round(BLOCK / (time.perf_counter() - begin)))
     for _ in range(repetitions):
         for name, function in work.items():
             begin = time.perf_counter()
@@ -201,11 +227,14 @@ def show(result: dict[str, Any]) -> None:
     """Two tables for a person."""
     console = Console()
     console.print(", ".join(f"{name} {value}" for name, value in result["machine"].items()))
-    step = result["step"]
-    table = Table("training step, ResNet-20, batch 128", "ms", "STF / it")
-    for name, ms in step["milliseconds"].items():
-        table.add_row(name, f"{ms:.0f}", f"{step['milliseconds']['stf'] / ms:.2f}")
+    table = Table(
+        "training step, ResNet-20, batch 128", "STF ms", "MAP ms", "torch ms", "STF / MAP"
+    )
+    for allocator, step in result["step"].items():
+        ms = [f"{step['milliseconds'][name]:.0f}" for name in ("stf", "map", "torch")]
+        table.add_row(allocator, *ms, f"{step['stf_over_map']:.2f}")
     console.print(table)
+    step = result["step"]["allocator keeps memory"]
     console.print(
         f"trainable: {step['trainable']} = 2 x {step['first_layer']} of {step['whole_net']}"
     )
