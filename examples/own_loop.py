@@ -11,7 +11,7 @@ x, y = two_moons(400, noise=0.2, generator=torch.Generator().manual_seed(0))
 net = nn.Sequential(nn.Linear(2, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 2))
 
 trained = bayesify.fit(net, (x, y), bayesify.MAP(epochs=60, lr=1e-2))
-net.load_state_dict({name: each for name, each in trained.point().items()})
+net.load_state_dict(trained.point())
 net.requires_grad_(False)
 
 likelihood, prior = bayesify.Categorical(), bayesify.NormalPrior(1.0)

@@ -1,4 +1,4 @@
-"""Regression with error bars that widen where there were no data."""
+"""Regression with error bars: what each method says where it has seen no data."""
 
 import torch
 from torch import nn
@@ -7,13 +7,25 @@ import bayesify
 from bayesify.data.toy import sinc
 
 x, y = sinc(200, noise=0.05, generator=torch.Generator().manual_seed(0))
+torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(1, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 1))
 
-method = bayesify.MeanFieldVI(pretrain=bayesify.MAP(epochs=300, lr=1e-2), epochs=200)
-posterior = bayesify.fit(net, (x, y), method, likelihood="gaussian")
-
-grid = torch.linspace(float(x.min()) - 2, float(x.max()) + 2, 9)[:, None]
-predictive = posterior.predict(grid, num_samples=100)
-low, high = predictive.quantile(0.05), predictive.quantile(0.95)
-for row in torch.cat([grid, predictive.mean, low, high, predictive.epistemic.sqrt()], 1).tolist():
-    print("x {:6.2f}   mean {:6.3f}   90% [{:6.3f}, {:6.3f}]   from the weights {:.3f}".format(*row))
+train = bayesify.MAP(epochs=400, lr=1e-2)
+methods = {
+    "MAP": train,
+    "ensemble of 5": bayesify.Ensemble(members=5, epochs=400, lr=1e-2),
+    "mean-field VI": bayesify.MeanFieldVI(
+        pretrain=train, epochs=400, lr=1e-2, temperature=1.0, prior_loc="zero", prior_scale=1.0
+    ),
+}
+places = {
+    "among the data": x[:5],
+    "in the gap": torch.tensor([[0.0]]),
+    "outside": x.max()[None, None] + 3,
+}
+for name, method in methods.items():
+    posterior = bayesify.fit(net, (x, y), method, likelihood="gaussian")
+    for place, where in places.items():
+        predictive = posterior.predict(where, num_samples=100)
+        noise, weights = predictive.aleatoric.sqrt().mean(), predictive.epistemic.sqrt().mean()
+        print(f"{name:14} {place:15} sd of the noise {noise:.3f}, from the weights {weights:.3f}")

@@ -37,7 +37,7 @@ class Name(WeightDistribution):
         return list(self.loc.named())
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Draw:
-        """n samples in coordinates of your choice, each tensor with leading axis n.
+        """Draw n samples, in coordinates of your choice, each tensor with leading axis n.
 
         Draw row by row: the first k of n samples must be those of `sample(k)`.
         """

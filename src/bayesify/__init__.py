@@ -8,123 +8,127 @@ predictive.probs, predictive.mutual_information()
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bayesify import data, models
-from bayesify.callbacks import Callback
-from bayesify.cost import CostMeter
-from bayesify.distributions.base import WeightDistribution
-from bayesify.distributions.kl import kl_divergence
-from bayesify.distributions.mean_field import MeanField
-from bayesify.distributions.particles import Particles
-from bayesify.errors import (
-    BayesifyError,
-    DataError,
-    DivergenceError,
-    LoadError,
-    OptionError,
-    ShapeError,
-    UnsupportedLayerError,
-    UnsupportedModelError,
-)
-from bayesify.fitting import fit
-from bayesify.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from bayesify.methods import METHODS
-from bayesify.methods.base import Method, Problem, Run
-from bayesify.methods.ensemble import Ensemble
-from bayesify.methods.map import MAP
-from bayesify.methods.mean_field_vi import MeanFieldVI
-from bayesify.methods.stf import STF
-from bayesify.objective import elbo_terms, member_losses, negative_elbo
-from bayesify.persistence import load, save
-from bayesify.posterior import FitRecord, Posterior, WeightPosterior
-from bayesify.predictive import (
-    ClassPredictive,
-    MultiLabelPredictive,
-    Predictive,
-    RegressionPredictive,
-)
-from bayesify.priors import NormalPrior, Prior
-from bayesify.version import __version__
-from bayesify.weights.select import all_weights, first_layer, last_layer, matching
-
 if TYPE_CHECKING:
+    from bayesify import data, models
+    from bayesify.callbacks import Callback
+    from bayesify.cost import CostMeter
+    from bayesify.distributions.base import WeightDistribution
+    from bayesify.distributions.kl import kl_divergence
+    from bayesify.distributions.mean_field import MeanField
+    from bayesify.distributions.particles import Particles
+    from bayesify.errors import (
+        BayesifyError,
+        DataError,
+        DivergenceError,
+        LoadError,
+        OptionError,
+        ShapeError,
+        UnsupportedLayerError,
+        UnsupportedModelError,
+    )
     from bayesify.evaluation.evaluate import Evaluation, evaluate
     from bayesify.evaluation.temperature import temperature_scaled
+    from bayesify.fitting import fit
+    from bayesify.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+    from bayesify.methods import METHODS
+    from bayesify.methods.base import Method, Problem, Run
+    from bayesify.methods.ensemble import Ensemble
+    from bayesify.methods.map import MAP
+    from bayesify.methods.mean_field_vi import MeanFieldVI
+    from bayesify.methods.stf import STF
+    from bayesify.objective import elbo_terms, member_losses, negative_elbo
+    from bayesify.persistence import load, save
+    from bayesify.posterior import FitRecord, Posterior, WeightPosterior
+    from bayesify.predictive import (
+        ClassPredictive,
+        MultiLabelPredictive,
+        Predictive,
+        RegressionPredictive,
+    )
+    from bayesify.priors import NormalPrior, Prior
     from bayesify.progress import ProgressBar
+    from bayesify.version import __version__
+    from bayesify.weights.select import all_weights, first_layer, last_layer, matching
 
-_LATER = {
-    "Evaluation": "bayesify.evaluation.evaluate",
-    "ProgressBar": "bayesify.progress",
-    "evaluate": "bayesify.evaluation.evaluate",
-    "temperature_scaled": "bayesify.evaluation.temperature",
-}
-"""Names whose modules need more than torch: imported when first asked for."""
-
-__all__ = [
+_HOME = {
     # the one door
-    "fit",
-    "evaluate",
-    "Evaluation",
-    "save",
-    "load",
+    "fit": "bayesify.fitting",
+    "evaluate": "bayesify.evaluation.evaluate",
+    "Evaluation": "bayesify.evaluation.evaluate",
+    "save": "bayesify.persistence",
+    "load": "bayesify.persistence",
     # methods
-    "MAP",
-    "Ensemble",
-    "MeanFieldVI",
-    "STF",
-    "METHODS",
-    "Method",
-    "Problem",
-    "Run",
+    "MAP": "bayesify.methods.map",
+    "Ensemble": "bayesify.methods.ensemble",
+    "MeanFieldVI": "bayesify.methods.mean_field_vi",
+    "STF": "bayesify.methods.stf",
+    "METHODS": "bayesify.methods",
+    "Method": "bayesify.methods.base",
+    "Problem": "bayesify.methods.base",
+    "Run": "bayesify.methods.base",
     # posteriors and predictives
-    "Posterior",
-    "WeightPosterior",
-    "FitRecord",
-    "Predictive",
-    "ClassPredictive",
-    "MultiLabelPredictive",
-    "RegressionPredictive",
-    "temperature_scaled",
+    "Posterior": "bayesify.posterior",
+    "WeightPosterior": "bayesify.posterior",
+    "FitRecord": "bayesify.posterior",
+    "Predictive": "bayesify.predictive",
+    "ClassPredictive": "bayesify.predictive",
+    "MultiLabelPredictive": "bayesify.predictive",
+    "RegressionPredictive": "bayesify.predictive",
+    "temperature_scaled": "bayesify.evaluation.temperature",
     # likelihoods and priors
-    "Likelihood",
-    "Categorical",
-    "Bernoulli",
-    "Gaussian",
-    "Prior",
-    "NormalPrior",
+    "Likelihood": "bayesify.likelihoods",
+    "Categorical": "bayesify.likelihoods",
+    "Bernoulli": "bayesify.likelihoods",
+    "Gaussian": "bayesify.likelihoods",
+    "Prior": "bayesify.priors",
+    "NormalPrior": "bayesify.priors",
     # your own loop
-    "WeightDistribution",
-    "MeanField",
-    "Particles",
-    "kl_divergence",
-    "negative_elbo",
-    "elbo_terms",
-    "member_losses",
+    "WeightDistribution": "bayesify.distributions.base",
+    "MeanField": "bayesify.distributions.mean_field",
+    "Particles": "bayesify.distributions.particles",
+    "kl_divergence": "bayesify.distributions.kl",
+    "negative_elbo": "bayesify.objective",
+    "elbo_terms": "bayesify.objective",
+    "member_losses": "bayesify.objective",
     # which weights
-    "first_layer",
-    "last_layer",
-    "all_weights",
-    "matching",
+    "first_layer": "bayesify.weights.select",
+    "last_layer": "bayesify.weights.select",
+    "all_weights": "bayesify.weights.select",
+    "matching": "bayesify.weights.select",
     # watching
-    "Callback",
-    "ProgressBar",
-    "CostMeter",
+    "Callback": "bayesify.callbacks",
+    "ProgressBar": "bayesify.progress",
+    "CostMeter": "bayesify.cost",
     # data and models to try things on
-    "data",
-    "models",
+    "data": "bayesify.data",
+    "models": "bayesify.models",
     # errors
-    "BayesifyError",
-    "DataError",
-    "DivergenceError",
-    "LoadError",
-    "OptionError",
-    "ShapeError",
-    "UnsupportedLayerError",
-    "UnsupportedModelError",
-    "__version__",
-]
+    "BayesifyError": "bayesify.errors",
+    "DataError": "bayesify.errors",
+    "DivergenceError": "bayesify.errors",
+    "LoadError": "bayesify.errors",
+    "OptionError": "bayesify.errors",
+    "ShapeError": "bayesify.errors",
+    "UnsupportedLayerError": "bayesify.errors",
+    "UnsupportedModelError": "bayesify.errors",
+    "__version__": "bayesify.version",
+}
+"""Every public name and the module it is imported from when it is first asked for.
+
+So the command line answers before torch is loaded, and nobody pays for what he does not use.
+"""
+
+__all__ = list(_HOME)  # type: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
-    raise AttributeError(f"module 'bayesify' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'bayesify' has no attribute {name!r}")
+    home = import_module(_HOME[name])
+    value = home if _HOME[name] == f"bayesify.{name}" else getattr(home, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

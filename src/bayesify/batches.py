@@ -49,8 +49,9 @@ def split_batch(batch: Any) -> tuple[Inputs, Tensor]:
 
 
 def to_device(value: T, device: torch.device | str) -> T:
-    """The same tensor, tuple or mapping with every tensor on `device`."""
-    return tree_map(lambda each: each.to(device) if isinstance(each, Tensor) else each, value)
+    """The same tensor, tuple or mapping (as a dictionary) with every tensor on `device`."""
+    tree = dict(value) if isinstance(value, Mapping) else value
+    return tree_map(lambda each: each.to(device) if isinstance(each, Tensor) else each, tree)  # type: ignore[return-value]
 
 
 def tensors_of(inputs: Inputs) -> list[Tensor]:

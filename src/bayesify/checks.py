@@ -68,16 +68,18 @@ def _check_finite(inputs: Inputs, target: Tensor, number: int) -> None:
 
 def _try(model: nn.Module, inputs: Inputs, readout: Readout) -> Tensor:
     args, kwargs = call_arguments(inputs)
-    shapes = [tuple(each.shape) for each in tensors_of(inputs)]
+    shapes = [f"{tuple(each.shape)} {each.dtype}" for each in tensors_of(inputs)]
     try:
         with evaluating(model), torch.no_grad():
             output = readout(model(*args, **kwargs))
-    except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, BayesifyError):
-            raise
+    except BayesifyError:
+        raise
+    except Exception as error:  # whatever a forward pass of the user's may raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be called with inputs of shape "
-            f"{', '.join(map(str, shapes))}: {str(error).splitlines()[0]}"
+            f"{', '.join(map(str, shapes))}: {reason[0]}. Give it inputs of the shape and dtype "
+            f"that it expects."
         ) from error
     if not bool(torch.isfinite(output).all()):
         raise DataError(

@@ -2,17 +2,18 @@
 
 import copy as copying
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from bayesify.batches import split_batch, to_device
+from bayesify.batches import first_example, split_batch, to_device
 from bayesify.callbacks import Callback
 from bayesify.checks import check_data
 from bayesify.cost import CostMeter
-from bayesify.errors import OptionError
+from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.forward import can_vectorize, read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.loading import Data, as_loader
@@ -73,11 +74,10 @@ def fit(
         >>> len(posterior.record.history)
         2
     """
-    if not isinstance(method, Method):
-        raise OptionError(
-            f"method: expected an instance such as bayesify.STF(), got {method!r}; "
-            f"call the class to make one."
-        )
+    phases = list(_phases(method))
+    options = to_json(method)  # raises when they cannot be recorded
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"model: expected a torch.nn.Module, got {model!r}.")
     weights_of(model)  # raises when there are none
     if copy:
         model = copying.deepcopy(model)
@@ -97,10 +97,12 @@ def fit(
             vectorize=can_vectorize(model) if vectorize is None else vectorize,
             generator=torch.Generator().manual_seed(seed),
         )
+        for phase in phases:
+            _rehearse(phase, problem)
         history: list[dict[str, Any]] = []
         posterior, seconds = _train(problem, method, loader, callbacks, history)
     posterior.record = FitRecord(
-        options=to_json(method),
+        options=options,
         seed=seed,
         num_data=problem.num_data,
         history=history,
@@ -119,6 +121,31 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
+
+
+def _phases(method: Any) -> Iterator[Method]:
+    """The method, and those that train the network before it."""
+    while method is not None:
+        if isinstance(method, type) or not isinstance(method, Method):
+            raise OptionError(
+                f"method: expected an instance such as bayesify.STF(), got {method!r}; "
+                f"call the class to make one."
+            )
+        yield method
+        method = method.pretrain
+
+
+def _rehearse(method: Method, problem: Problem) -> None:
+    """Start on a copy and predict, so that what cannot says so before training takes its time."""
+    rehearsal = replace(
+        problem,
+        model=copying.deepcopy(problem.model),
+        likelihood=copying.deepcopy(problem.likelihood),
+        generator=torch.Generator().manual_seed(0),
+    )
+    posterior = method.start(rehearsal).posterior()
+    with torch.no_grad():
+        posterior.outputs(first_example(problem.example), num_samples=2)
 
 
 def _train(

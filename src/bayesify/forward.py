@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bayesify.batches import batch_size, first_example
+from bayesify.checkpointing import no_checkpointing
 from bayesify.distributions.base import WeightDistribution
 from bayesify.errors import UnsupportedModelError
 from bayesify.frozen import frozen_layers
@@ -78,7 +79,7 @@ def outputs(
         readout: Turns what the model returns into a tensor (B, ...).
 
     Raises:
-        UnsupportedModelError: when `torch.vmap` cannot run the model.
+        UnsupportedModelError: when `torch.vmap` cannot run the model, or it is checkpointed.
     """
 
     def call(draw_one: Draw) -> Tensor:
@@ -86,11 +87,12 @@ def outputs(
 
     size = q.size(n)
     at_once = (size if chunk_size is None else min(chunk_size, size)) if vectorize else 1
-    results = [
-        _over_samples(call, part)
-        for draw in q.draws(n, max(at_once, DRAWN_AT_ONCE), generator=generator)
-        for part in _parts(draw, at_once)
-    ]
+    with no_checkpointing():
+        results = [
+            _over_samples(call, part)
+            for draw in q.draws(n, max(at_once, DRAWN_AT_ONCE), generator=generator)
+            for part in _parts(draw, at_once)
+        ]
     return results[0] if len(results) == 1 else torch.cat(results)
 
 
@@ -107,7 +109,7 @@ def local_outputs(
 
     One after the other: training takes one sample, seldom more.
     """
-    with frozen_layers():
+    with no_checkpointing(), frozen_layers():
         results = [
             _call(model, q.local_weights(generator=generator), inputs, readout) for _ in range(n)
         ]
@@ -162,7 +164,7 @@ def _over_samples(call: Callable[[Draw], Tensor], draw: Draw) -> Tensor:
         with attention_for_vmap():
             return torch.vmap(call, randomness="different")(draw)
     except RuntimeError as error:
-        if "vmap" not in str(error) and "batching rule" not in str(error):
+        if "vmap" not in str(error) and "batching rule" not in str(error).lower():
             raise
         raise UnsupportedModelError(
             f"the model cannot run all weight samples at once ({str(error).splitlines()[0]}); "

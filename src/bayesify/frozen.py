@@ -141,9 +141,13 @@ class _FrozenConvolution(torch.autograd.Function):
 
 
 def _frozen(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether a gradient is wanted for x, and for none of the (plain) weights."""
+    """Whether a gradient is wanted for x, and for none of the (plain) weights.
+
+    Under autocast torch's own layers are left to cast: the products here take one dtype.
+    """
     return (
         torch.is_grad_enabled()
+        and not torch.is_autocast_enabled(x.device.type)
         and type(x) is Tensor
         and x.requires_grad
         and all(w is None or (_plain(w) and not w.requires_grad) for w in weights)

@@ -76,7 +76,7 @@ class Categorical(Likelihood):
         target: Int[Tensor, "batch *positions"],
     ) -> Float[Tensor, "samples batch"]:
         """Log probability of the class indices, summed over positions."""
-        repeated = target.expand(len(outputs), *target.shape)
+        repeated = target.long().expand(len(outputs), *target.shape)
         nll = F.cross_entropy(outputs.flatten(0, 1), repeated.flatten(0, 1), reduction="none")
         return -nll.view(*outputs.shape[:2], -1).sum(-1)
 

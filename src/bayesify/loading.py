@@ -36,19 +36,25 @@ def as_loader(data: Data, *, batch_size: int, shuffle: bool) -> DataLoader[Any]:
         return data
     if batch_size < 1:
         raise OptionError(f"batch_size={batch_size}: expected at least 1.")
-    if isinstance(data, tuple):
-        if len(data) != 2 or not all(isinstance(each, Tensor) for each in data):
-            raise DataError("expected the two tensors (x, y); wrap other inputs in a Dataset.")
+    tensors = isinstance(data, tuple | list) and all(isinstance(each, Tensor) for each in data)
+    if isinstance(data, tuple) or tensors:
+        if len(data) != 2 or not tensors:
+            got = ", ".join(type(each).__name__ for each in data)
+            raise DataError(
+                f"expected the two tensors (x, y), got ({got}); make tensors with "
+                f"`torch.as_tensor`, or wrap several inputs in a Dataset."
+            )
         if len(data[0]) != len(data[1]):
             raise ShapeError(f"x has {len(data[0])} examples, but y has {len(data[1])}; pair them.")
         data = TensorDataset(*data)
-    _length(data)
+    count = _length(data)
+    # A last batch of one example would break batch norm, so it is left out of training.
+    single = shuffle and count > batch_size and count % batch_size == 1
     if not isinstance(data, TensorDataset | Examples):
-        return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
+        return DataLoader(data, batch_size=batch_size, shuffle=shuffle, drop_last=single)
     # Whole batches are taken from the tensors by one index: many times faster than one example
-    # after the other. A last batch of one example would break batch norm, so it is left out.
+    # after the other.
     sampler = RandomSampler(data) if shuffle else SequentialSampler(data)
-    single = shuffle and len(data) > batch_size and len(data) % batch_size == 1
     batches = BatchSampler(sampler, batch_size, drop_last=single)
     return DataLoader(data, sampler=batches, batch_size=None)
 

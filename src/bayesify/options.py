@@ -16,6 +16,9 @@ T = TypeVar("T", bound=type)
 
 _KINDS: dict[str, type] = {}
 
+NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False"}
+"""Types of fields whose values are checked, in words."""
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -75,15 +78,26 @@ def option(
 
 
 def check_options(options: Any) -> None:
-    """Raise `OptionError` when a field of the dataclass `options` lies outside its bounds."""
+    """Raise `OptionError` when a field of the dataclass `options` is no number or out of bounds."""
     for each in fields(options):
         bounds = each.metadata.get("bounds", Bounds())
         value = getattr(options, each.name)
+        if (kind := NUMBERS.get(each.type)) and not _is_number(value, each.type):
+            raise OptionError(
+                f"{type(options).__name__}({each.name}={value!r}): expected {kind}, got "
+                f"{type(value).__name__}; {each.metadata.get('help', 'see its documentation')}."
+            )
         if not bounds.admit(value):
             raise OptionError(
                 f"{type(options).__name__}({each.name}={value!r}): expected a value "
                 f"{bounds.describe()}; {each.metadata.get('help', 'see its documentation')}."
             )
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, (int, float) if kind is float else kind) and not (
+        isinstance(value, bool) and kind is not bool
+    )
 
 
 def register(kind: T) -> T:

@@ -19,12 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bayesify.distributions import DISTRIBUTIONS
-from bayesify.errors import LoadError, OptionError, UnsupportedModelError
+from bayesify.errors import BayesifyError, LoadError, OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import LIKELIHOODS
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
@@ -51,14 +52,14 @@ def save(
         path: The folder; it must not exist unless `overwrite`.
         base: Whether the weights that are not random go along. Without, `load` needs a model
             that has exactly these weights.
-        overwrite: Replace a folder of that name.
+        overwrite: Replace the posterior in a folder of that name. Nothing else is replaced.
         notes: JSON values to keep in the manifest, e.g. how to build the model.
 
     Returns:
         The folder.
 
     Raises:
-        OptionError: the folder exists, or cannot be written.
+        OptionError: the folder exists, or cannot be written, or the notes are no JSON.
         UnsupportedModelError: this kind of posterior has no file format.
     """
     if not isinstance(posterior, WeightPosterior):
@@ -66,8 +67,8 @@ def save(
             f"{type(posterior).__name__} cannot be saved; only weights can."
         )
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise OptionError(f"{path} exists already; choose another name or pass overwrite=True.")
+    _check_free(path, overwrite)
+    description = _manifest(posterior, notes or {})
     parts = {"q": posterior.q.state_dict(), "likelihood": posterior.likelihood.state_dict()}
     if base:
         parts["base"] = posterior.base()
@@ -85,8 +86,8 @@ def save(
                     "sha256": _file_digest(file),
                     "tensors": list(tensors),
                 }
-        manifest = _manifest(posterior) | {"files": files, "notes": notes or {}}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        manifest = json.dumps(description | {"files": files}, indent=1)
+        (folder / MANIFEST).write_text(manifest + "\n")
     return path
 
 
@@ -104,6 +105,19 @@ def load(path: str | Path, model: nn.Module, *, readout: Readout | None = None) 
     """
     folder = Path(path)
     manifest = read_manifest(folder)
+    try:
+        return _rebuilt(folder, manifest, model, readout)
+    except BayesifyError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise LoadError(
+            f"{folder / MANIFEST} is damaged or changed ({error!r}); save the posterior again."
+        ) from error
+
+
+def _rebuilt(
+    folder: Path, manifest: dict[str, Any], model: nn.Module, readout: Readout | None
+) -> WeightPosterior:
     _check_model(manifest, model, folder)
     if manifest["custom_readout"] and readout is None:
         raise LoadError(f"{folder} was fitted with a readout of its own; pass the same `readout=`.")
@@ -147,9 +161,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise LoadError(f"{file} is damaged ({error}); save the posterior again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise LoadError(f"{file} is not the manifest of a {FORMAT}.")
-    if manifest["version"] != FORMAT_VERSION:
+    if manifest.get("version") != FORMAT_VERSION:
         raise LoadError(
-            f"{file} has format version {manifest['version']}, this bayesify reads "
+            f"{file} has format version {manifest.get('version')}, this bayesify reads "
             f"{FORMAT_VERSION}; use the bayesify that wrote it ({manifest.get('written_by')})."
         )
     return manifest
@@ -160,8 +174,32 @@ def disk_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _manifest(posterior: WeightPosterior) -> dict[str, Any]:
+def _check_free(path: Path, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not overwrite:
+        raise OptionError(f"{path} exists already; choose another name or pass overwrite=True.")
+    manifest = path / MANIFEST
+    ours = manifest.is_file() and FORMAT in manifest.read_text(errors="replace")
+    if not ours and not (path.is_dir() and not any(path.iterdir())):
+        raise OptionError(
+            f"{path} holds something else than a posterior, which overwrite=True would delete; "
+            f"choose another name."
+        )
+
+
+def _manifest(posterior: WeightPosterior, notes: dict[str, Any]) -> dict[str, Any]:
     names = {kind: name for name, kind in LIKELIHOODS.items()}
+    for part, known in ((posterior.q, DISTRIBUTIONS.values()), (posterior.likelihood, names)):
+        if type(part) not in known:
+            raise UnsupportedModelError(
+                f"a posterior with a {type(part).__name__} of your own cannot be saved; known: "
+                f"{', '.join(each.__name__ for each in known)}."
+            )
+    try:
+        json.dumps(notes)
+    except TypeError as error:
+        raise OptionError(f"notes: expected values that JSON knows ({error}).") from error
     record = posterior.record
     return {
         "format": FORMAT,
@@ -177,6 +215,7 @@ def _manifest(posterior: WeightPosterior) -> dict[str, Any]:
         "model": {"class": type(posterior.model).__name__, "tensors": _layout(posterior.model)},
         "base_sha256": _digest(posterior.base()),
         "record": record.to_json() if record else None,
+        "notes": notes,
     }
 
 
@@ -228,7 +267,8 @@ def _digest(named: Named) -> str:
     digest = hashlib.sha256()
     for name, each in sorted(named.items()):
         digest.update(name.encode())
-        digest.update(each.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
+        plain = each.detach().cpu().contiguous().flatten()
+        digest.update(plain.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
 
 
@@ -246,11 +286,21 @@ def _appearing(path: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-        retired = path.parent / f"{temporary.name}.old"
-        if path.exists():
-            path.rename(retired)
-        temporary.rename(path)
-        shutil.rmtree(retired, ignore_errors=True)
+        _put(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`; what was there goes only when that has succeeded."""
+    retired = path.parent / f"{temporary.name}.old"
+    if path.exists():
+        path.rename(retired)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        if retired.exists():
+            retired.rename(path)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)

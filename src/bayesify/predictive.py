@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from bayesify.errors import OptionError
 from bayesify.types import Named
 
 
@@ -85,7 +86,7 @@ class ClassPredictive(Predictive):
         self, target: Int[Tensor, "batch *positions"]
     ) -> Float[Tensor, "batch *positions"]:
         """Log probability of the class indices `target`, nats, per example (and position)."""
-        return self.log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
+        return self.log_probs.gather(1, target.long().unsqueeze(1)).squeeze(1)
 
     def entropy(self) -> Float[Tensor, "batch *positions"]:
         """Entropy of the averaged predictive, nats."""
@@ -210,7 +211,12 @@ class RegressionPredictive(Predictive):
         """The value below which the mixture holds the share `level` in (0, 1), per dimension.
 
         By bisection between the extreme quantiles of the components, which enclose it.
+
+        Raises:
+            OptionError: when `level` is not inside (0, 1).
         """
+        if not 0 < level < 1:
+            raise OptionError(f"level={level}: expected a share above 0 and below 1.")
         z = torch.special.ndtri(
             torch.as_tensor(level, dtype=self.loc.dtype, device=self.loc.device)
         )

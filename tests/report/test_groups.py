@@ -70,3 +70,10 @@ def test_a_record_without_cost_still_counts():
     del record["cost"], record["curves"]
     (group,) = groups([record])
     assert group.costs == []
+
+
+def test_runs_of_another_setup_are_another_row():
+    made = records(1, ("map",)) + records(1, ("map",))
+    made[1]["setup"] = {"batch_size": 17}
+    (group,) = groups(made)
+    assert [row.label for row in group.rows] == ["map", "map #2"]

@@ -103,6 +103,23 @@ def test_a_recorded_command_is_repeated_as_it_is():
     assert command(groups([record])[0]) == record["command"]
 
 
+def test_commands_that_differ_are_all_shown():
+    made = records(2, ("map", "stf"))
+    for record in made:
+        record["command"] = f"bayesify compare --methods {record['method']}"
+    (group,) = groups(made)
+    assert command(group).splitlines() == [
+        "bayesify compare --methods map",
+        "bayesify compare --methods stf",
+    ]
+
+
+def test_the_setup_is_shown_beside_the_options():
+    made = records(1, ("map",))
+    made[0]["setup"] = {"batch_size": 17}
+    assert "&#34;batch_size&#34;: 17" in render(made)
+
+
 def test_no_records_make_no_page(tmp_path):
     with pytest.raises(DataError, match="at least one"):
         write([], tmp_path / "report.html")

@@ -4,7 +4,13 @@ import pytest
 from rich.console import Console
 
 from bayesify.report.groups import groups
-from bayesify.report.tables import cost_table, quality_table, table, terminal_table
+from bayesify.report.tables import (
+    cost_table,
+    quality_table,
+    table,
+    terminal_table,
+    terminal_tables,
+)
 
 from .fake import records, regression_records
 
@@ -71,3 +77,15 @@ def test_a_value_that_is_missing_is_a_dash():
     first["metrics"]["nll"] = None
     (group,) = groups([first, second])
     assert next(cells[0].text for _, cells in table(group, ["nll"]).rows) == "–"  # noqa: RUF001
+
+
+def test_a_narrow_terminal_gets_two_tables_that_fit():
+    (group,) = groups(records())
+    assert len(terminal_tables(group, 110)) == 1
+    quality, price = terminal_tables(group, 80)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(quality, price)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.index("NLL") < text.index("Predict")

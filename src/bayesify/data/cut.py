@@ -48,6 +48,7 @@ def cut(raw: Raw, *, seed: int) -> Splits:
         normalise=normalise,
         target_loc=target.loc.float() if target else None,
         target_scale=target.scale.float() if target else None,
+        encoding=raw.encoding,
     )
 
 

@@ -52,6 +52,18 @@ def read(request: Request) -> Raw:
     )
 
 
+def image_files(root: Path) -> list[Path]:
+    """All images in a folder and below it, in order.
+
+    Raises:
+        DataError: There is none.
+    """
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in ENDINGS)
+    if not files:
+        raise DataError(f"{root}: expected {', '.join(ENDINGS)} images, found none.")
+    return files
+
+
 def read_images(paths: Sequence[Path], image_size: tuple[int, int] | None = None) -> Tensor:
     """Images (N, 1 or 3, H, W), uint8.
 

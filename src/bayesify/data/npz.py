@@ -7,6 +7,7 @@ bytes, images (N, C, H, W) of floats in [0, 1], or features (N, ...).
 
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ PARTS = ("x_train", "y_train", "x_test", "y_test")
 
 def read(request: Request) -> Raw:
     """The arrays as they are; images get their channels in front."""
-    name, arrays = str(request.place), _arrays(request)
+    name, arrays = str(request.place), _arrays(request.place)
     if all(part in arrays for part in PARTS):
         if request.fold is not None:
             raise OptionError(
@@ -39,19 +40,31 @@ def read(request: Request) -> Raw:
     return Raw(name, x, y, test_index=test_index, task=request.task)
 
 
-def _arrays(request: Request) -> Mapping[str, np.ndarray]:
+def read_inputs(path: Path) -> Tensor:
+    """The inputs `x` (or `x_test`) of a file, to be predicted."""
+    arrays = _arrays(path)
+    for name in ("x", "x_test"):
+        if name in arrays:
+            return _inputs(arrays[name])
+    raise DataError(
+        f"{path}: expected the array x, got {', '.join(arrays) or 'none'}; save it with "
+        "numpy.savez(path, x=...)."
+    )
+
+
+def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     try:
-        with request.place.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{request.place}: expected an .npz file of plain arrays, got a damaged or foreign one "
+            f"{path}: expected an .npz file of plain arrays, got a damaged or foreign one "
             f"({error}); save it with numpy.savez(path, x=..., y=...)."
         ) from error
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise DataError(
-                f"{request.place}: expected numbers, got {name!r} of type {array.dtype}; "
+                f"{path}: expected numbers, got {name!r} of type {array.dtype}; "
                 "encode it as numbers."
             )
     return arrays

@@ -6,10 +6,14 @@ batch at once.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Optional
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+if TYPE_CHECKING:  # pandas is for tables only
+    from bayesify.data.encoding import Encoding
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +103,7 @@ class Splits:
         normalise: From raw inputs to what the model sees; later data pass through it too.
         target_loc: Mean of the training targets, (D,), for regression.
         target_scale: Their standard deviation, (D,), for regression.
+        encoding: How the columns of a table became features, None for other data.
     """
 
     name: str
@@ -112,6 +117,7 @@ class Splits:
     normalise: Normalise
     target_loc: Tensor | None = None
     target_scale: Tensor | None = None
+    encoding: Optional["Encoding"] = None
 
     @property
     def is_image(self) -> bool:

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Optional, Self
 
 import torch
 from torch import Tensor
 
 from bayesify.data.parts import Normalise
 from bayesify.errors import DataError
+
+if TYPE_CHECKING:  # pandas is for tables only
+    from bayesify.data.encoding import Encoding
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Raw:
         task: None: decided by the type of `y`.
         normalise: Published statistics; None: those of the training part.
         measured: Which features to standardise, bool (F,); the others stay as they are. None: all.
+        encoding: Of the columns of a table, None for other data.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Raw:
     task: str | None = None
     normalise: Normalise | None = None
     measured: Tensor | None = None
+    encoding: Optional["Encoding"] = None
 
     @classmethod
     def of_parts(

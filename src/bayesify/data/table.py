@@ -16,11 +16,11 @@ import torch
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from torch import Tensor
 
+from bayesify.data.encoding import Encoding, is_text
 from bayesify.data.raw import Raw, Request
 from bayesify.errors import DataError
 
 MOST_CLASSES = 20
-MOST_TEXTS = 1000
 
 _UNREADABLE = (
     pd.errors.EmptyDataError,
@@ -37,12 +37,25 @@ def read(request: Request) -> Raw:
     for column, values in columns.items():
         _check(name, column, values)
     y, class_names, task = _encode(name, columns.pop(target), request.task)
-    features = [_feature(name, column, values) for column, values in columns.items()]
-    x = torch.tensor(np.concatenate(features, 1))
-    texts = [_is_text(values) for values in columns.values()]
-    widths = [feature.shape[1] for feature in features]
-    measured = ~torch.tensor(texts).repeat_interleave(torch.tensor(widths))
-    return Raw(name, x, y, class_names=class_names, task=task, measured=measured)
+    encoding = Encoding.of(name, columns, target=target)
+    return Raw(
+        name,
+        encoding(name, columns),
+        y,
+        class_names=class_names,
+        task=task,
+        measured=encoding.measured,
+        encoding=encoding,
+    )
+
+
+def read_rows(path: Path, encoding: Encoding) -> Tensor:
+    """Features (N, F), float64, of new rows; the target column may be absent."""
+    columns = _columns(path, texts=encoding.texts)
+    for column, _ in encoding.features:
+        if column in columns:
+            _check(str(path), column, columns[column])
+    return encoding(str(path), columns)
 
 
 def is_classes(column: pd.Series) -> bool:
@@ -51,15 +64,21 @@ def is_classes(column: pd.Series) -> bool:
     >>> is_classes(pd.Series([1, 2, 2])), is_classes(pd.Series([1.5, 2.0]))
     (True, False)
     """
-    if _is_text(column) or is_bool_dtype(column):
+    if is_text(column) or is_bool_dtype(column):
         return True
     return bool((column == column.round()).all()) and column.nunique() <= MOST_CLASSES
 
 
-def _columns(path: Path) -> dict[str, pd.Series]:
+def _columns(path: Path, texts: Collection[str] = ()) -> dict[str, pd.Series]:
     try:
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
-            table = pd.read_csv(path, index_col=False, low_memory=False, skipinitialspace=True)
+            table = pd.read_csv(
+                path,
+                index_col=False,
+                low_memory=False,
+                skipinitialspace=True,
+                dtype=dict.fromkeys(texts, str),
+            )
     except _UNREADABLE as error:
         raise DataError(
             f"{path}: expected a comma-separated table in UTF-8 with a header ({error}); "
@@ -109,18 +128,6 @@ def _check(name: str, column: str, values: pd.Series) -> None:
         )
 
 
-def _feature(name: str, column: str, values: pd.Series) -> np.ndarray:
-    """One column (N, 1) of numbers, or of text one per distinct text (N, K); float64."""
-    if not _is_text(values):
-        return values.to_numpy(np.float64)[:, None]
-    if (texts := values.nunique()) > MOST_TEXTS:
-        raise DataError(
-            f"{name}: expected at most {MOST_TEXTS} distinct texts per column, got {texts} in "
-            f"{column!r}; drop it, or turn it into numbers."
-        )
-    return pd.get_dummies(values).to_numpy(np.float64)
-
-
 def _encode(name: str, column: pd.Series, task: str | None) -> tuple[Tensor, tuple[str, ...], str]:
     task = task or ("classification" if is_classes(column) else "regression")
     if task == "classification":
@@ -132,7 +139,7 @@ def _encode(name: str, column: pd.Series, task: str | None) -> tuple[Tensor, tup
             f"{name}: expected a table to have one target column, which is not multilabel; save "
             "features and labels as x and y in an .npz file."
         )
-    if _is_text(column):
+    if is_text(column):
         raise DataError(
             f"{name}: expected numbers to regress on, got text in column {column.name!r}; pass "
             "task='classification', or another target."
@@ -142,7 +149,3 @@ def _encode(name: str, column: pd.Series, task: str | None) -> tuple[Tensor, tup
 
 def _class_name(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _is_text(column: pd.Series) -> bool:
-    return not is_numeric_dtype(column) and not is_bool_dtype(column)

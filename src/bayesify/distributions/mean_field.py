@@ -37,7 +37,11 @@ class MeanField(WeightDistribution):
 
     def __init__(self, loc: Named, scale: Named) -> None:
         super().__init__()
+        if set(scale) != set(loc):
+            raise ShapeError(f"expected a scale for each of {list(loc)}, got {list(scale)}.")
         for name, mean in loc.items():
+            if not bool((scale[name] > 0).all()):
+                raise OptionError(f"scale of {name!r}: expected standard deviations above 0.")
             if scale[name].shape != mean.shape:
                 raise ShapeError(
                     f"scale of {name!r}: expected the shape {tuple(mean.shape)} of its mean, got "
@@ -72,6 +76,11 @@ class MeanField(WeightDistribution):
         """
         if not scale > 0:
             raise OptionError(f"scale={scale}: expected a standard deviation above 0.")
+        if not callable(where):
+            raise OptionError(
+                f"where={where!r}: expected a selector such as bayesify.first_layer or "
+                f"bayesify.matching('*.weight'), not its name."
+            )
         weights = weights_of(model)
         names = where(model, example)
         if not names:
@@ -83,8 +92,8 @@ class MeanField(WeightDistribution):
     @classmethod
     def from_state(cls, state: Named) -> Self:
         """The distribution whose `state_dict()` is `state`."""
-        loc, rho = part(state, "loc"), part(state, "rho")
-        q = cls(loc, {name: F.softplus(each) for name, each in rho.items()})
+        loc = part(state, "loc")
+        q = cls(loc, {name: torch.ones_like(each) for name, each in loc.items()})
         q.load_state_dict(state)  # rho itself: its round trip through softplus is not exact
         return q
 

@@ -12,6 +12,7 @@ from typing import Any, Optional, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from bayesify.checkpointing import check_graph
 from bayesify.errors import DivergenceError
 from bayesify.likelihoods import Likelihood
 from bayesify.posterior import Posterior
@@ -109,7 +110,8 @@ class GradientRun:
         """One step of the optimiser.
 
         Raises:
-            DivergenceError: when the loss is not finite; no parameter has been changed by it.
+            DivergenceError: when the loss or its gradient is not finite; no parameter has been
+                changed by it.
         """
         terms = self._terms(inputs, target)
         log = {name: term.item() for name, term in terms.items()}
@@ -119,8 +121,16 @@ class GradientRun:
                 f"finite one was {self._last_loss}; lower the learning rate, and look for extreme "
                 f"values in the data."
             )
+        if self._steps == 0:
+            check_graph(terms["loss"])
         self._optimiser.zero_grad()
         terms["loss"].backward()
+        if not torch.isfinite(self._gradient_norm()):
+            raise DivergenceError(
+                f"training diverged at step {self._steps}: the loss is {log['loss']}, but its "
+                f"gradient is not finite, the last loss with a finite one was {self._last_loss}; "
+                f"lower the learning rate, and look for extreme values in the data."
+            )
         self._optimiser.step()
         self._schedule.step()
         self._steps, self._last_loss = self._steps + 1, log["loss"]
@@ -132,6 +142,11 @@ class GradientRun:
     def posterior(self) -> Posterior:
         """What has been learnt so far."""
         return self._posterior()
+
+    def _gradient_norm(self) -> Tensor:
+        groups = self._optimiser.param_groups
+        gradients = [each.grad for group in groups for each in group["params"]]
+        return nn.utils.get_total_norm([each for each in gradients if each is not None])
 
 
 def adam(groups: list[dict[str, Any]], *, weight_decay: float = 0.0) -> torch.optim.Adam:

@@ -28,6 +28,11 @@ from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
 from bayesify.types import Inputs
 
+LIKELIHOOD_RATE = 10
+"""Learning rate of the likelihood's own numbers (a log scale), in units of that of the weights: it
+may have nats to go where weights have hundredths, and few steps on small data.
+"""
+
 
 @register
 @dataclass(frozen=True)
@@ -88,7 +93,11 @@ def train_members(
 
     groups = [
         {"params": list(q.parameters()), "lr": lr},
-        {"params": list(problem.likelihood.parameters()), "lr": lr, "weight_decay": 0.0},
+        {
+            "params": list(problem.likelihood.parameters()),
+            "lr": LIKELIHOOD_RATE * lr,
+            "weight_decay": 0.0,
+        },
     ]
     return GradientRun(
         terms,

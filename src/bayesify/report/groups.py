@@ -1,7 +1,8 @@
 """Records that may be compared, and their averages over seeds.
 
 Runs are compared when they share data, model, split and out-of-distribution data. Within such a
-group, runs of the same method with the same options differ by their seed only and are averaged:
+group, runs of the same method with the same options and setup differ by their seed only and are
+averaged:
 
     mean = 1/n sum_i x_i,    standard error = sqrt(sum_i (x_i - mean)^2 / (n - 1)) / sqrt(n)
 """
@@ -101,7 +102,7 @@ def groups(records: Iterable[Record]) -> list[Group]:
     tasks: dict[tuple[str, ...], str] = {}
     for record in records:
         key = (record["data"], record["model"], record["split"], record.get("ood") or "")
-        options = json.dumps(record.get("options"), sort_keys=True)
+        options = json.dumps([record.get("options"), record.get("setup")], sort_keys=True)
         tasks.setdefault(key, record["task"])
         runs = cells.setdefault(key, {}).setdefault((record["method"], options), {})
         runs[record["seed"]] = record

@@ -103,16 +103,15 @@ def render(records: Sequence[Record], *, title: str = "bayesify report") -> str:
 
 
 def command(group: Group) -> str:
-    """The command line that runs the cells of a group again.
+    """The command lines that run the cells of a group again, one a line.
 
     Records may carry their own `command`; otherwise it is put together from the cells. A label
     such as `map+ts` belongs to the run of `map`.
     """
-    for row in group.rows:
-        for run in row.runs:
-            if run.get("command"):
-                return str(run["command"])
-    methods = dict.fromkeys(run["method"].split("+")[0] for row in group.rows for run in row.runs)
+    runs = [run for row in group.rows for run in row.runs]
+    if own := dict.fromkeys(str(run["command"]) for run in runs if run.get("command")):
+        return "\n".join(own)
+    methods = dict.fromkeys(run["method"].split("+")[0] for run in runs)
     ood = f" --ood {group.ood}" if group.ood else ""
     seeds = ",".join(map(str, group.seeds))
     return (
@@ -178,7 +177,10 @@ def _definitions(found: list[Group]) -> list[tuple[Column, str]]:
 
 
 def _options(row: Row) -> str:
-    return json.dumps(row.runs[-1].get("options"), indent=2, ensure_ascii=False)
+    last = row.runs[-1]
+    shown = {"options": last.get("options"), "setup": last.get("setup")}
+    shown = shown if last.get("setup") else shown["options"]
+    return json.dumps(shown, indent=2, ensure_ascii=False)
 
 
 def _seeds(row: Row) -> str:

@@ -1,8 +1,11 @@
 """Groups of runs as tables: the same cells for the terminal and for the page."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -52,10 +55,30 @@ def cost_table(group: Group) -> Table:
 
 def terminal_table(group: Group) -> RichTable:
     """The most important numbers of a group, within 100 characters; the best are bold."""
+    return _drawn(group, BRIEF, caption(group))
+
+
+def terminal_tables(group: Group, width: int) -> list[RichTable]:
+    """`terminal_table` where it fits into `width` characters, else quality and cost apart."""
+    whole = terminal_table(group)
+    if measure_width(whole) <= width:
+        return [whole]
+    quality = [name for name in BRIEF if name not in COST]
+    price = [name for name in BRIEF if name in COST]
+    return [_drawn(group, quality, caption(group)), _drawn(group, price, "")]
+
+
+def measure_width(drawn: RichTable) -> int:
+    """Characters that a table needs to show every cell whole."""
+    console = Console(width=1000)
+    return Measurement.get(console, console.options, drawn).maximum
+
+
+def _drawn(group: Group, names: Sequence[str], title: str) -> RichTable:
     present = {*group.metrics, *group.costs}
-    plain = table(group, [name for name in BRIEF if name in present])
+    plain = table(group, [name for name in names if name in present])
     drawn = RichTable(
-        title=caption(group), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
     drawn.add_column("Method", no_wrap=True)
     for each in plain.columns:

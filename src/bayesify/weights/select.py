@@ -2,7 +2,7 @@
 
 They are dataclasses, so that options which hold one can be saved as JSON. "First" and "last" mean
 order of execution (`weights/trace.py`), not of registration. A layer is the module that owns the
-weight, so all its weights (kernel and bias) come with it.
+weight, so all its weights (kernel and bias, the parts of a parametrized kernel) come with it.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,9 @@ from bayesify.options import register
 from bayesify.types import Inputs, Where
 from bayesify.weights.named import weights_of
 from bayesify.weights.trace import execution_order
+
+PARAMETRIZATIONS = "parametrizations"
+"""Where `torch.nn.utils.parametrize` keeps the parts of a layer's weight, inside the layer."""
 
 
 @register
@@ -142,12 +145,10 @@ def _read(model: nn.Module, example: Inputs | None) -> list[str]:
 
 
 def _layer_of(name: str, model: nn.Module, selector: str) -> list[str]:
-    owner = name.rpartition(".")[0]
+    owner = _owner(name)
     layer = model.get_submodule(owner)
     weights = weights_of(model)
-    prefix = owner + "." if owner else ""
-    chosen = [prefix + each for each, _ in layer.named_parameters(recurse=False)]
-    chosen = [each for each in chosen if each in weights]
+    chosen = [each for each in weights if _owner(each) == owner]
     if not any(weights[each].ndim >= 2 for each in chosen):
         end = selector.removesuffix("_layer")
         raise UnsupportedModelError(
@@ -156,3 +157,9 @@ def _layer_of(name: str, model: nn.Module, selector: str) -> list[str]:
             f"weight. Pass `where=matching('...')` with the name of the weight you mean."
         )
     return chosen
+
+
+def _owner(name: str) -> str:
+    """The module that a weight belongs to; for a part of a parametrized weight, its layer."""
+    path = name.split(".")
+    return ".".join(path[: path.index(PARAMETRIZATIONS)] if PARAMETRIZATIONS in path else path[:-1])

@@ -3,9 +3,12 @@
 Registration order lies (a module may run its layers in any order, or use a weight without calling
 its module), so the order is recorded from a real forward pass: every torch operation passes a
 `TorchFunctionMode` that notes which parameters it was given.
+
+A weight is read where it meets the inputs. What is computed of weights alone before that (an
+expanded class token, a weight times its norm) stands for the weights it was computed of.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +21,21 @@ from bayesify.errors import UnsupportedModelError
 from bayesify.modes import evaluating
 from bayesify.types import Inputs
 
+FACTS = {"shape", "size", "ndim", "dim", "numel", "dtype", "device"}
+"""What a graph reads of a tensor besides its values."""
+
 
 @dataclass(frozen=True)
 class Use:
-    """One operation: the weights it read, and the bytes of new memory its result takes."""
+    """One operation on activations: the weights it read, and the bytes of new memory it fills."""
 
     names: tuple[str, ...]
     result_bytes: int
 
 
 def trace(model: nn.Module, example: Inputs) -> list[Use]:
-    """Every operation of one forward pass in eval mode, in order, also those without weights."""
-    recorder = _Recorder({id(weight): name for name, weight in model.named_parameters()})
+    """Every operation on activations in a forward pass in eval mode, also those without weights."""
+    recorder = _Recorder(model)
     args, kwargs = call_arguments(example)
     with evaluating(model), torch.no_grad(), recorder:
         model(*args, **kwargs)
@@ -66,10 +72,16 @@ def call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, names: dict[int, str]) -> None:
+    """Notes the uses, and what the inputs have not reached: weights and all computed of them."""
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.names = names
         self.uses: list[Use] = []
+        self._unreached: dict[int, tuple[Tensor, int, tuple[str, ...]]] = {}
+        for each in model.buffers():
+            self._note(each, ())
+        for name, weight in model.named_parameters():
+            self._note(weight, (name,))
 
     def __torch_function__(
         self,
@@ -78,25 +90,55 @@ class _Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        held = [self._names(each) for each in given]
         result = func(*args, **(kwargs or {}))
         results = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
         if results:  # metadata (shape, dtype, ...) is no use of a weight
-            given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-            names = tuple(self.names[id(each)] for each in given if id(each) in self.names)
-            known = {each.untyped_storage().data_ptr() for each in given}
-            fresh = [each for each in results if each.untyped_storage().data_ptr() not in known]
-            self.uses.append(Use(names, sum(t.numel() * t.element_size() for t in fresh)))
+            names = tuple(name for each in held for name in each or ())
+            if None not in held:
+                for each in results:
+                    self._note(each, names)
+            else:
+                known = {each.untyped_storage().data_ptr() for each in given}
+                fresh = [each for each in results if each.untyped_storage().data_ptr() not in known]
+                self.uses.append(Use(names, sum(t.numel() * t.element_size() for t in fresh)))
         return result
 
+    def _note(self, tensor: Tensor, names: tuple[str, ...]) -> None:
+        # held alive, as an id lasts no longer; with its version, as it may be overwritten later
+        self._unreached[id(tensor)] = (tensor, _version(tensor), names)
 
-def _names_in_graph(model: nn.Module, nodes: Iterable[fx.Node]) -> Iterable[str]:
+    def _names(self, tensor: Tensor) -> tuple[str, ...] | None:
+        """The weights it was computed of; None once the inputs have reached it."""
+        noted = self._unreached.get(id(tensor))
+        return noted[2] if noted and noted[1] == _version(tensor) else None
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _names_in_graph(model: nn.Module, nodes: Iterable[fx.Node]) -> Iterator[str]:
     canonical = {id(weight): name for name, weight in model.named_parameters()}
+    of_weights: dict[fx.Node, list[str]] = {}  # nodes that the inputs do not reach
     for node in nodes:
+        own: Iterable[Tensor] = ()
         if node.op == "call_module":
-            read = model.get_submodule(str(node.target)).parameters()
+            own = model.get_submodule(str(node.target)).parameters()
         elif node.op == "get_attr":
             owner, _, attribute = str(node.target).rpartition(".")
-            read = [getattr(model.get_submodule(owner), attribute)]
+            own = [getattr(model.get_submodule(owner), attribute)]
+        names = [name for each in node.all_input_nodes for name in of_weights.get(each, ())]
+        names += [canonical[id(weight)] for weight in own if id(weight) in canonical]
+        if _is_fact(node):
+            of_weights[node] = []
+        elif node.op != "placeholder" and all(each in of_weights for each in node.all_input_nodes):
+            of_weights[node] = names
         else:
-            continue
-        yield from (canonical[id(weight)] for weight in read if id(weight) in canonical)
+            yield from names
+
+
+def _is_fact(node: fx.Node) -> bool:
+    read = node.args[1] if node.target is getattr else node.target
+    return node.op in ("call_method", "call_function") and read in FACTS

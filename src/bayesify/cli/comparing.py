@@ -1,0 +1,128 @@
+"""`bayesify compare`: run a suite, show its tables, write the page."""
+
+import shlex
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bayesify.cli.settings import assignments
+from bayesify.cli.showing import show
+from bayesify.cli.watching import Terminal
+from bayesify.compare.choices import near
+from bayesify.compare.run import Outcome, run
+from bayesify.compare.suite import DEFAULT_METHODS, SCALED, Suite, entries, read
+from bayesify.errors import OptionError
+from bayesify.methods import METHODS
+from bayesify.options import to_json
+from bayesify.report import records
+from bayesify.report.page import write
+
+FAILED, INTERRUPTED = 2, 130
+
+
+def compare(
+    *,
+    out: str,
+    suite: str | None,
+    fresh: bool,
+    json: bool,
+    print_config: bool,
+    arguments: list[str],
+    **given: Any,
+) -> int:
+    """Run what is not done; returns the exit code.
+
+    Args:
+        out: Folder of the results.
+        suite: TOML file; flags win over it.
+        fresh: Start over.
+        json: Whether standard output gets the records and nothing else.
+        print_config: Print the suite and stop.
+        arguments: The whole command line, to repeat it.
+        given: The other flags, by fields of `Suite`, and `set`; None where not given.
+    """
+    command = shlex.join(["bayesify", *(each for each in arguments if each != "--fresh")])
+    asked = _suite(given, suite, command)
+    if print_config:
+        print(dumps(config(asked), indent=2))
+        return 0
+    console = Console(stderr=True)
+    outcome = run(asked, out, fresh=fresh, watcher=Terminal(console))
+    if json:
+        for record in outcome.records:
+            print(dumps(record))
+    if outcome.records:
+        show(outcome.records, stderr=json)
+        page = write(records.read(out), Path(out) / "report.html", title="bayesify compare")
+        console.print(f"Pictures and all numbers: {page}", highlight=False, soft_wrap=True)
+    return _farewell(outcome, command, console)
+
+
+def config(suite: Suite) -> dict[str, Any]:
+    """A suite as JSON, every default filled in."""
+    plain = {name: each for name, each in vars(suite).items() if name not in ("methods", "command")}
+    plain["methods"] = [
+        {"label": each.label, "temperature_scaled": each.scaled, "options": to_json(each.method)}
+        for each in suite.methods
+    ]
+    return plain
+
+
+def _suite(given: dict[str, Any], file: str | None, command: str) -> Suite:
+    settings = _settings(given.pop("set") or [])
+    names = given.pop("methods")
+    fields = {name: value for name, value in given.items() if value is not None}
+    for name in ("data", "models"):
+        if name in fields:
+            fields[name] = _listed(fields[name])
+    if "seeds" in fields:
+        fields["seeds"] = tuple(_seed(each) for each in _listed(fields["seeds"]))
+    if fields.get("ood") == "none":
+        fields["ood"] = None
+    if file is None or names is not None or settings:
+        fields["methods"] = entries(_listed(names) if names else DEFAULT_METHODS, settings)
+    if file is not None:
+        return read(file, **fields, command=command)
+    return Suite(**fields, command=command)
+
+
+def _settings(texts: list[str]) -> dict[str, dict[str, str]]:
+    """`stf.temperature=0.1` as options by method."""
+    settings: dict[str, dict[str, str]] = {}
+    for key, value in assignments(texts).items():
+        name, dot, option = key.partition(".")
+        name = name.removesuffix(SCALED)
+        if not dot or name not in METHODS:
+            raise OptionError(
+                f"--set {key}={value}: expected METHOD.OPTION=VALUE with a method among "
+                f"{', '.join(METHODS)}{near(name, METHODS)}"
+            )
+        settings.setdefault(name, {})[option] = value
+    return settings
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(each.strip() for each in text.split(",") if each.strip())
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise OptionError(
+            f"--seeds: expected whole numbers with commas between them, got {text!r}."
+        ) from error
+
+
+def _farewell(outcome: Outcome, command: str, console: Console) -> int:
+    for name, problem in outcome.failed:
+        console.print(f"[red]failed[/]  {name}: ", end="", highlight=False, soft_wrap=True)
+        console.print(problem, markup=False, highlight=False, soft_wrap=True)
+    if outcome.interrupted:
+        done = f"{len(outcome.records)} of {outcome.total} runs are done and kept"
+        text = f"Stopped: {done}. To go on: {command}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return INTERRUPTED
+    return FAILED if outcome.failed else 0

@@ -1,0 +1,117 @@
+"""`bayesify fit`: fit one posterior, save it with all that is needed to use it."""
+
+import os
+import tempfile
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bayesify import data, models
+from bayesify.cli.saved import Notes
+from bayesify.cli.settings import assignments
+from bayesify.compare.choices import make
+from bayesify.compare.problems import usable_device
+from bayesify.errors import OptionError
+from bayesify.evaluation.evaluate import evaluate
+from bayesify.fitting import fit as fit_posterior
+from bayesify.likelihoods import LIKELIHOOD_OF_TASK
+from bayesify.options import to_json
+from bayesify.persistence import save
+from bayesify.progress import ProgressBar
+
+
+def fit(
+    *,
+    method: str,
+    model: str,
+    source: str,
+    out: str,
+    seed: int,
+    set: list[str] | None,
+    weights: str | None,
+    augment: bool | None,
+    batch_size: int | None,
+    device: str | None,
+    split_seed: int | None,
+    overwrite: bool,
+    json: bool,
+    print_config: bool,
+    data_dir: str | None,
+    target: str | None,
+    task: str | None,
+    fold: int | None,
+    image_size: int | None,
+    **options: Any,
+) -> int:
+    """Fit and save; returns the exit code. Arguments are the command's flags."""
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = make(method, given | assignments(set or []))
+    reading = {
+        "data_dir": data_dir,
+        "target": target,
+        "task": task,
+        "fold": fold,
+        "image_size": image_size,
+        "seed": split_seed or 0,
+    }
+    fitting = {
+        "seed": seed,
+        "batch_size": 64 if batch_size is None else batch_size,
+        "device": usable_device(device),
+    }
+    config = {
+        "method": method,
+        "options": to_json(chosen),
+        "model": {"name": model, "weights": weights},
+        "data": {"source": source, "augment": bool(augment), **reading},
+        **fitting,
+        "out": out,
+    }
+    if print_config:
+        print(dumps(config, indent=2))
+        return 0
+    check_out(Path(out), overwrite=overwrite)
+    splits = data.splits(source, **reading)
+    notes = Notes.of(model, splits, source, reading)
+    net = models.build(model, splits.input_shape, splits.num_outputs, seed=seed)
+    if weights is not None:
+        models.load_weights(net, weights)
+    posterior = fit_posterior(
+        net,
+        (data.augmented(splits) if augment else splits).train,
+        chosen,
+        likelihood=LIKELIHOOD_OF_TASK[splits.task],
+        callbacks=[ProgressBar()],
+        **fitting,
+    )
+    judged = evaluate(posterior, splits.validation, target_scale=splits.target_scale)
+    saved = save(posterior, out, overwrite=overwrite, notes=notes.to_json())
+    seconds = posterior.record.seconds if posterior.record else None
+    if json:
+        print(dumps({**config, "seconds": seconds, "validation": judged.to_json()["metrics"]}))
+        return 0
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"Fitted {method} to {source} in {seconds:.1f} s. On the validation part:")
+    console.print(str(judged), markup=False)
+    console.print(f"Saved in {saved}. Next: [bold]bayesify evaluate {saved}[/]")
+    return 0
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Raise `OptionError` unless a new folder `out` can be made, before time is spent on a fit."""
+    if os.path.lexists(out) and not overwrite:
+        raise OptionError(
+            f"--out {out} exists already; choose another name, or pass --overwrite to replace it."
+        )
+    if out.exists() and not (out / "manifest.json").exists():
+        raise OptionError(f"--out {out} exists and is no saved posterior; choose another name.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise OptionError(
+            f"--out {out}: cannot write to {out.parent} ({error.strerror}); choose another folder."
+        ) from error

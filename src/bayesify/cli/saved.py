@@ -1,0 +1,138 @@
+"""What `bayesify fit` notes beside a posterior, so that the other commands can use it alone."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from bayesify import data, models
+from bayesify.data.intake import Intake
+from bayesify.data.parts import Examples, Splits
+from bayesify.errors import DataError, LoadError
+from bayesify.persistence import load, read_manifest
+from bayesify.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class Notes:
+    """How a model was built and what its data were.
+
+    Args:
+        model: Name of the model.
+        num_outputs: Of the model.
+        task: "classification", "multilabel" or "regression".
+        class_names: Of the classes or labels; () for regression.
+        target_loc: Mean of the training targets, None unless regression.
+        target_scale: Their standard deviation, None unless regression.
+        intake: From raw inputs to what the model sees.
+        source: The data, as the user named them.
+        data: Options of the data, as `bayesify.data.splits` takes them.
+    """
+
+    model: str
+    num_outputs: int
+    task: str
+    class_names: tuple[str, ...]
+    target_loc: list[float] | None
+    target_scale: list[float] | None
+    intake: Intake
+    source: str
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: str, splits: Splits, source: str, options: dict[str, Any]) -> Self:
+        """Notes on a model that is fitted to `splits`."""
+        loc, scale = splits.target_loc, splits.target_scale
+        return cls(
+            model=model,
+            num_outputs=splits.num_outputs,
+            task=splits.task,
+            class_names=splits.class_names,
+            target_loc=None if loc is None else loc.tolist(),
+            target_scale=None if scale is None else scale.tolist(),
+            intake=Intake.of(splits),
+            source=source,
+            data=options,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            **vars(self),
+            "class_names": list(self.class_names),
+            "intake": self.intake.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        intake = Intake.from_json(value["intake"])
+        return cls(**value | {"class_names": tuple(value["class_names"]), "intake": intake})
+
+    def in_target_units(self, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (N, D) in the units of the targets as they were measured."""
+        loc, scale = torch.tensor(self.target_loc), torch.tensor(self.target_scale)
+        return mean * scale + loc, deviation * scale
+
+    def splits(self, source: str | None, data_dir: str | None) -> Splits:
+        """The data again, or others of the same kind, as the model was trained to see them.
+
+        Args:
+            source: None for the data of the fit.
+            data_dir: Where to look for them; None for where they were.
+
+        Raises:
+            DataError: they are missing, or of another kind than those of the fit.
+        """
+        options = self.data if data_dir is None else {**self.data, "data_dir": data_dir}
+        found = data.splits(source or self.source, **options)
+        for what in ("input_shape", "task", "class_names"):
+            mine = self.intake.input_shape if what == "input_shape" else getattr(self, what)
+            if getattr(found, what) != mine:
+                raise DataError(
+                    f"{found.name}: expected {what.replace('_', ' ')} {mine}, as in the training "
+                    f"data {self.source}, got {getattr(found, what)}."
+                )
+        if found.encoding != self.intake.encoding:
+            raise DataError(
+                f"{found.name}: its columns or their texts differ from those of {self.source}, "
+                f"which the model was trained on; use `bayesify predict` for single rows."
+            )
+        return replace(
+            found,
+            train=self._seen(found.train, found),
+            validation=self._seen(found.validation, found),
+            test=self._seen(found.test, found),
+            normalise=self.intake.normalise,
+            target_loc=None if self.target_loc is None else torch.tensor(self.target_loc),
+            target_scale=None if self.target_scale is None else torch.tensor(self.target_scale),
+        )
+
+    def _seen(self, examples: Examples, found: Splits) -> Examples:
+        """The examples as training saw its own: the same statistics for inputs and targets."""
+        y = examples.y
+        if found.target_loc is not None and found.target_scale is not None:
+            raw = y * found.target_scale + found.target_loc
+            y = (raw - torch.tensor(self.target_loc)) / torch.tensor(self.target_scale)
+        return Examples(examples.x, y, self.intake.normalise)
+
+
+def open_run(path: str | Path, *, device: str | None = None) -> tuple[Posterior, Notes]:
+    """The posterior in the folder `path`, and the notes beside it.
+
+    Raises:
+        LoadError: there is none, it is damaged, or `bayesify fit` did not write it.
+    """
+    manifest = read_manifest(Path(path))
+    try:
+        notes = Notes.from_json(manifest["notes"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise LoadError(
+            f"{path} does not say how to build its model: expected a folder written by "
+            f"`bayesify fit`; read one of bayesify.save with bayesify.load(path, model)."
+        ) from error
+    shape = notes.intake.input_shape
+    model = models.build(notes.model, shape, notes.num_outputs, seed=0)
+    return load(path, model.to(device or "cpu")), notes

@@ -1,0 +1,40 @@
+"""Tables of records on the terminal, and `bayesify report`."""
+
+from collections.abc import Sequence
+from json import dumps
+from pathlib import Path
+
+from rich.console import Console
+
+from bayesify.report import records
+from bayesify.report.groups import groups
+from bayesify.report.page import write
+from bayesify.report.tables import terminal_tables
+
+WIDTH = 110
+"""Characters of a line where the output is no terminal."""
+
+
+def show(found: Sequence[records.Record], *, stderr: bool = False) -> None:
+    """Print a table for each group of records."""
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console = Console(stderr=stderr, width=WIDTH)
+    for group in groups(found):
+        console.print()
+        for table in terminal_tables(group, console.width):
+            console.print(table)
+
+
+def report(*, path: str, json: bool) -> int:
+    """Write the page of a file of results again and show its tables; returns the exit code."""
+    found = records.read(path)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    page = write(found, folder / "report.html", title="bayesify compare")
+    if json:
+        for record in found:
+            print(dumps(record))
+    show(found, stderr=json)
+    told = Console(stderr=True)
+    told.print(f"Pictures and all numbers: {page}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,68 @@
+"""A cell of a comparison: one method on one model, one data set and one seed."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from bayesify.compare.suite import Entry
+from bayesify.options import to_json
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run, and all that decides its result.
+
+    Args:
+        entry: The method.
+        model: Name of the model.
+        data: Name of the data, as tables show it.
+        seed: Of the initial weights and of the fit.
+        split: The part that is judged on.
+        ood: Foreign data, None for none.
+        setup: The other settings of the suite, with digests of the files that it reads.
+    """
+
+    entry: Entry
+    model: str
+    data: str
+    seed: int
+    split: str
+    ood: str | None
+    setup: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """For people: "stf · digits, mlp · seed 0"."""
+        return f"{self.entry.label} · {self.data}, {self.model} · seed {self.seed}"
+
+    @property
+    def identity(self) -> str:
+        """Cells of the same identity have the same result; it does not depend on time."""
+        return digest({"label": self.entry.label, "scaled": self.entry.scaled, **self._fitted})
+
+    @property
+    def fit_identity(self) -> str:
+        """Cells of the same one share a fit: they differ in what is done after it."""
+        return digest(self._fitted)
+
+    @property
+    def _fitted(self) -> dict[str, Any]:
+        return {
+            "options": to_json(self.entry.method),
+            "model": self.model,
+            "data": self.data,
+            "seed": self.seed,
+            "split": self.split,
+            "ood": self.ood,
+            "setup": self.setup,
+        }
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits of a JSON value.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,144 @@
+"""The data and models of a suite: read, checked and cut into cells before any training."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bayesify import data, models
+from bayesify.compare.cell import Cell, digest
+from bayesify.compare.suite import Suite
+from bayesify.data.parts import Examples, Splits
+from bayesify.data.sources import SOURCES, find_path
+from bayesify.errors import OptionError
+
+
+@dataclass(frozen=True, eq=False)
+class Arena:
+    """A data set with the foreign data it is judged against.
+
+    Args:
+        source: As the user named it.
+        name: As tables show it.
+        splits: The data.
+        ood_name: Name of the foreign data, None for none.
+        ood: The foreign data.
+        digest: Of the contents of the user's own files, "" for known data.
+    """
+
+    source: str
+    name: str
+    splits: Splits
+    ood_name: str | None
+    ood: Examples | None
+    digest: str
+
+
+def arenas(suite: Suite) -> list[Arena]:
+    """Read all data of the suite, and build each model once to see that it can be.
+
+    Raises:
+        BayesifyError: data that are missing or unusable, unknown models, weights that do not fit.
+    """
+    usable_device(suite.device)
+    ready = [_arena(suite, source) for source in suite.data]
+    for arena in ready:
+        for model in suite.models:
+            build(suite, arena, model, seed=suite.seeds[0])
+    return ready
+
+
+def build(suite: Suite, arena: Arena, model: str, *, seed: int) -> nn.Module:
+    """A fresh net, with the suite's weights if it has any."""
+    splits = arena.splits
+    net = models.build(model, splits.input_shape, splits.num_outputs, seed=seed)
+    if suite.weights is not None:
+        models.load_weights(net, suite.weights)
+    return net
+
+
+def cells(suite: Suite, arena: Arena) -> Iterator[Cell]:
+    """All cells on this data set; those that share a fit follow one another."""
+    setup = {
+        "num_samples": suite.num_samples,
+        "batch_size": suite.batch_size,
+        "split_seed": suite.split_seed,
+    }
+    optional = {
+        "augment": suite.augment,
+        "task": suite.task,
+        "image_size": suite.image_size,
+        "data_digest": arena.digest,
+        "weights": Path(suite.weights).name if suite.weights else None,
+        "weights_digest": _content(Path(suite.weights)) if suite.weights else None,
+    }
+    setup |= {name: value for name, value in optional.items() if value}
+    for model in suite.models:
+        for seed in suite.seeds:
+            row = [
+                Cell(entry, model, arena.name, seed, suite.split, arena.ood_name, setup)
+                for entry in suite.methods
+            ]
+            order = list(dict.fromkeys(cell.fit_identity for cell in row))
+            yield from sorted(row, key=lambda cell: order.index(cell.fit_identity))
+
+
+def usable_device(name: str | None) -> str:
+    """The device itself, "cpu" for None.
+
+    Raises:
+        OptionError: there is no such device here.
+    """
+    try:
+        torch.empty(0, device=name or "cpu")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(
+            f"device {name!r} cannot be used here ({reason}); choose another, such as cpu."
+        ) from error
+    return name or "cpu"
+
+
+def _arena(suite: Suite, source: str) -> Arena:
+    splits = data.splits(
+        source,
+        data_dir=suite.data_dir,
+        target=suite.target,
+        task=suite.task,
+        seed=suite.split_seed,
+        fold=suite.fold,
+        image_size=suite.image_size,
+    )
+    named = "photos" if splits.is_image else None
+    ood_name = named if suite.ood == "auto" else suite.ood
+    ood = None
+    if ood_name is not None:
+        ood = data.ood(ood_name, like=splits, data_dir=suite.data_dir, image_size=suite.image_size)
+    if suite.augment:
+        splits = data.augmented(splits)
+    chosen = {"target": suite.target, "fold": suite.fold}
+    words = [f"{name} {value}" for name, value in chosen.items() if value is not None]
+    name = f"{source} ({', '.join(words)})" if words else source
+    return Arena(source, name, splits, ood_name, ood, _source_digest(source, suite.data_dir))
+
+
+def _source_digest(source: str, data_dir: str | None) -> str:
+    return "" if source in SOURCES else _content(find_path(source, data_dir))
+
+
+def _content(path: Path) -> str:
+    """Digest of a file's bytes; of the names and sizes of all files in a folder."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return digest([[str(file.relative_to(path)), file.stat().st_size] for file in files])
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def some_of(examples: Examples, count: int) -> Examples:
+    """`count` examples spread evenly over all of them."""
+    index = torch.linspace(0, len(examples) - 1, min(count, len(examples))).long()
+    return Examples(examples.x[index], examples.y[index], examples.normalise, examples.augment)

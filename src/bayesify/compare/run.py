@@ -1,0 +1,201 @@
+"""Run the cells of a suite that are not done yet, and keep each as soon as it is finished."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from bayesify.callbacks import Callback
+from bayesify.compare.cell import Cell
+from bayesify.compare.measure import cost, git_revision, release_memory, warm_up
+from bayesify.compare.problems import Arena, arenas, build, cells, some_of
+from bayesify.compare.results import Results
+from bayesify.compare.suite import Suite
+from bayesify.cost import CostMeter
+from bayesify.errors import BayesifyError
+from bayesify.evaluation.evaluate import evaluate
+from bayesify.evaluation.temperature import temperature_scaled
+from bayesify.fitting import fit, versions
+from bayesify.likelihoods import LIKELIHOOD_OF_TASK
+from bayesify.options import to_json
+from bayesify.posterior import Posterior
+from bayesify.report.records import Record
+
+
+class Watcher:
+    """Hears how a comparison goes. This one is deaf; the command line has one that prints."""
+
+    def on_message(self, text: str) -> None:
+        """Something the user should know."""
+
+    def on_start(self, total: int, done: int) -> None:
+        """`done` of `total` cells were finished before."""
+
+    def callbacks(self, cell: Cell, number: int) -> Sequence[Callback]:
+        """What watches the fit of `cell`, the `number`-th of all, counted from 1."""
+        return ()
+
+    def on_cell(self, cell: Cell, record: Record | None, problem: str) -> None:
+        """A cell is finished, with its record, or has failed with a `problem`."""
+
+
+@dataclass
+class Outcome:
+    """What a comparison came to.
+
+    Args:
+        total: Number of cells.
+        records: Of the suite's finished cells, in the suite's order.
+        failed: Names of the cells that failed, with the reason.
+        interrupted: Whether the user stopped it.
+    """
+
+    total: int
+    records: list[Record] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def run(
+    suite: Suite, out: str | Path, *, fresh: bool = False, watcher: Watcher | None = None
+) -> Outcome:
+    """Run what is not done.
+
+    Args:
+        suite: What to compare.
+        out: Folder of `results.jsonl`.
+        fresh: Move earlier results aside and start over.
+        watcher: Hears how it goes.
+
+    Raises:
+        BayesifyError: the folder, the data or a model cannot be used; nothing has been run.
+    """
+    watcher = watcher or Watcher()
+    results = Results(out)
+    ready = arenas(suite)
+    if fresh and (old := results.start_over()):
+        watcher.on_message(f"Starting over; the earlier results are now {old}.")
+    if results.repair():
+        watcher.on_message(f"Cut an unfinished last line off {results.file}; its cell runs again.")
+    plan = [(arena, cell) for arena in ready for cell in cells(suite, arena)]
+    done = {record.get("cell"): record for record in results.records()}
+    outcome = Outcome(total=len(plan))
+    todo = [(arena, cell) for arena, cell in plan if cell.identity not in done]
+    watcher.on_start(len(plan), len(plan) - len(todo))
+    try:
+        _Work(suite, results, watcher, outcome, done).run(todo)
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+    outcome.records = [done[cell.identity] for _, cell in plan if cell.identity in done]
+    return outcome
+
+
+@dataclass
+class _Work:
+    """One pass over the cells that are left."""
+
+    suite: Suite
+    results: Results
+    watcher: Watcher
+    outcome: Outcome
+    done: dict[Any, Record]
+    warm: set[Any] = field(default_factory=set)
+    revision: str | None = field(default_factory=git_revision)
+
+    def run(self, todo: list[tuple[Arena, Cell]]) -> None:
+        number = self.outcome.total - len(todo)
+        for _, group in groupby(todo, key=lambda each: each[1].fit_identity):
+            shared = list(group)
+            arena, first = shared[0]
+            posterior, problem = self._try(lambda: self._fit(arena, first, number + 1))  # noqa: B023
+            for _, cell in shared:
+                number += 1
+                record = None
+                if posterior is not None:
+                    record, problem = self._try(lambda: self._record(arena, cell, posterior))  # noqa: B023
+                self._finish(cell, record, problem)
+
+    def _try(self, work: Callable[[], Any]) -> tuple[Any, str]:
+        try:
+            return work(), ""
+        except BayesifyError as error:
+            return None, str(error)
+
+    def _finish(self, cell: Cell, record: Record | None, problem: str) -> None:
+        if record is None:
+            self.outcome.failed.append((cell.name, problem))
+        else:
+            self.results.append(record)
+            self.done[cell.identity] = record
+        self.watcher.on_cell(cell, record, problem)
+
+    def _fit(self, arena: Arena, cell: Cell, number: int) -> Posterior:
+        suite, method, train = self.suite, cell.entry.method, arena.splits.train
+        likelihood = LIKELIHOOD_OF_TASK[arena.splits.task]
+        model = build(suite, arena, cell.model, seed=cell.seed)
+        kind = (type(method), cell.model, arena.name)
+        if kind not in self.warm:
+            self.warm.add(kind)
+            few = some_of(train, 2 * suite.batch_size)
+            warm_up(model, few, method, likelihood=likelihood, device=suite.device)
+        release_memory()
+        return fit(
+            model,
+            train,
+            method,
+            likelihood=likelihood,
+            seed=cell.seed,
+            device=suite.device,
+            batch_size=suite.batch_size,
+            callbacks=self.watcher.callbacks(cell, number),
+        )
+
+    def _record(self, arena: Arena, cell: Cell, posterior: Posterior) -> Record:
+        suite, splits = self.suite, arena.splits
+        if cell.entry.scaled:
+            posterior = _scaled(posterior, arena, suite)
+        held_out = splits.validation if suite.split == "validation" else splits.test
+        judged = evaluate(
+            posterior,
+            held_out,
+            ood=arena.ood,
+            num_samples=suite.num_samples,
+            target_scale=splits.target_scale,
+        )
+        example, _ = held_out[[0]]
+        price = cost(posterior, example, self.results.folder, num_samples=suite.num_samples)
+        if cell.entry.scaled:
+            price |= {
+                name: price[name] + 1 for name in ("trainable_parameters", "stored_parameters")
+            }
+        return {
+            "cell": cell.identity,
+            "method": cell.entry.label,
+            "model": cell.model,
+            "data": cell.data,
+            "seed": cell.seed,
+            "split": cell.split,
+            "ood": cell.ood,
+            "task": splits.task,
+            "options": to_json(cell.entry.method),
+            "setup": cell.setup,
+            **judged.to_json(),
+            "cost": price,
+            "versions": versions(),
+            "git_revision": self.revision,
+            "command": suite.command,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+def _scaled(posterior: Posterior, arena: Arena, suite: Suite) -> Posterior:
+    """Temperature scaled on the validation part; its time is part of the fit's."""
+    with CostMeter(posterior.device) as meter:
+        scaled = temperature_scaled(
+            posterior, arena.splits.validation, num_samples=suite.num_samples
+        )
+    if scaled.record is not None:
+        scaled.record = replace(scaled.record, seconds=scaled.record.seconds + meter.seconds)
+    return scaled

@@ -1,0 +1,213 @@
+"""What to compare: data x models x methods x seeds, from flags or from a TOML file.
+
+data = ["digits"]
+models = ["mlp"]
+seeds = [0, 1, 2]
+
+[[method]]
+name = "map+ts"                 # any method, with temperature scaling after the fit
+
+[[method]]
+name = "stf"
+label = "stf, long"             # optional; what tables call it
+temperature = [0.1, 1.0]        # a list is a grid: every combination is compared
+"pretrain.epochs" = 20          # an option of the method inside
+where = "*.mlp.*"
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bayesify.compare.choices import flat, grid, near
+from bayesify.errors import DataError, OptionError
+from bayesify.methods import METHODS
+from bayesify.methods.base import Method
+
+SCALED = "+ts"
+"""Suffix of a method's name: temperature scaling on the validation part, after the fit."""
+
+DEFAULT_METHODS = ("map", "map" + SCALED, "ensemble", "stf")
+SPLITS = ("test", "validation")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table to be.
+
+    Args:
+        label: What tables call it.
+        method: The method with its options.
+        scaled: Whether its temperature is scaled on the validation part.
+    """
+
+    label: str
+    method: Method
+    scaled: bool = False
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A comparison.
+
+    Args:
+        data: Sources, as `bayesify.data.splits` takes them.
+        models: Names, as `bayesify.models.build` takes them.
+        methods: What is compared.
+        seeds: Of the initial weights and the fit.
+        split: The part that is judged on: "test", or "validation" for choosing options.
+        ood: Foreign data; "auto" is photographs where the data are images; None: none.
+        num_samples: Weight samples per prediction.
+        batch_size: Examples a batch in training.
+        weights: Safetensors file that is loaded into the model before the fit.
+        augment: Whether training images are cropped and flipped at random.
+        data_dir: Where to look for the data.
+        target: Column to predict, of a CSV file.
+        task: "classification", "multilabel" or "regression"; None: decided by the data.
+        fold: Which of the given test parts, of an npz file that has several.
+        image_size: Height and width that images of a folder are brought to.
+        split_seed: Decides which examples are held out; the same for all seeds, so that no
+            example that is judged on was ever learnt from.
+        device: Where to train.
+        command: The command line that asked for it, to be repeated.
+    """
+
+    data: tuple[str, ...] = ("digits",)
+    models: tuple[str, ...] = ("mlp",)
+    methods: tuple[Entry, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    split: str = "test"
+    ood: str | None = "auto"
+    num_samples: int = 32
+    batch_size: int = 64
+    weights: str | None = None
+    augment: bool = False
+    data_dir: str | None = None
+    target: str | None = None
+    task: str | None = None
+    fold: int | None = None
+    image_size: int | None = None
+    split_seed: int = 0
+    device: str = "cpu"
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "models", "methods", "seeds"):
+            if not getattr(self, name):
+                raise OptionError(f"{name}: expected at least one to compare, got none.")
+        if self.split not in SPLITS:
+            raise OptionError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}.")
+        for name in ("num_samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name}={getattr(self, name)}: expected at least 1.")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise OptionError(f"seed {seed}: expected a whole number from 0 to 2**32 - 1.")
+        labels = [entry.label for entry in self.methods]
+        if twice := {label for label in labels if labels.count(label) > 1}:
+            raise OptionError(
+                f"methods: {', '.join(sorted(twice))} is asked for more than once; give each "
+                f"[[method]] a label of its own."
+            )
+
+
+def entries(names: Iterable[str], settings: Mapping[str, Mapping[str, Any]]) -> tuple[Entry, ...]:
+    """Rows for method names, each with the options that `settings` holds for it.
+
+    Args:
+        names: Keys of `METHODS`, possibly with the suffix `+ts`; "all" is every one.
+        settings: Options by method name; a suffix makes no difference.
+
+    Raises:
+        OptionError: unknown names, or options for a method that is not compared.
+    """
+    names = [each for name in names for each in _named(name)]
+    known = {name.removesuffix(SCALED) for name in names}
+    for name in settings:
+        if name not in known:
+            raise OptionError(
+                f"an option for {name!r} is given, which is not compared: expected one of "
+                f"{', '.join(sorted(known))}{near(name, known)}"
+            )
+    return tuple(
+        entry
+        for name in dict.fromkeys(names)
+        for entry in _entries({"name": name, **settings.get(name.removesuffix(SCALED), {})})
+    )
+
+
+def read(path: str | Path, **overrides: Any) -> Suite:
+    """The suite of a TOML file; see the top of this file.
+
+    Args:
+        path: The file.
+        overrides: Fields of `Suite` that win over the file's.
+
+    Raises:
+        DataError: no such file, or no TOML.
+        OptionError: unknown keys or impossible values.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: expected a suite in TOML, got none ({reason}).") from error
+    methods = table.pop("method", None)
+    known = {each.name: each for each in fields(Suite) if each.name not in ("methods", "command")}
+    for key in table:
+        if key not in known:
+            raise OptionError(
+                f"{path}: unknown key {key!r}; expected {', '.join(known)} or [[method]]"
+                f"{near(key, known)}"
+            )
+    given = {key: _field(f"{path}: {key}", key, value) for key, value in table.items()}
+    if methods is not None:
+        given["methods"] = tuple(each for row in _rows(path, methods) for each in _entries(row))
+    else:
+        given["methods"] = entries(DEFAULT_METHODS, {})
+    return Suite(**(given | overrides))
+
+
+def _named(name: str) -> Sequence[str]:
+    return [*METHODS, DEFAULT_METHODS[1]] if name == "all" else [name]
+
+
+def _entries(row: Mapping[str, Any]) -> list[Entry]:
+    options = flat({key: each for key, each in row.items() if key not in ("name", "label")})
+    name = row["name"]
+    made = grid(name.removesuffix(SCALED), options)
+    label = row.get("label", name)
+    scaled = name.endswith(SCALED)
+    return [Entry(f"{label} {varied}".strip(), method, scaled) for varied, method in made]
+
+
+def _rows(path: str | Path, methods: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(methods, list):
+        raise OptionError(f"{path}: expected methods as [[method]] tables, got {methods!r}.")
+    for row in methods:
+        if not isinstance(row.get("name"), str):
+            raise OptionError(
+                f"{path}: expected every [[method]] to have a name, one of {', '.join(METHODS)}."
+            )
+    return methods
+
+
+def _field(where: str, key: str, value: Any) -> Any:
+    """A value of the type that `Suite` has by default; a single value may stand for a list."""
+    if key in ("data", "models", "seeds"):
+        values = value if isinstance(value, list) else [value]
+        return tuple(_checked(where, each, int if key == "seeds" else str) for each in values)
+    if key == "ood" and value == "none":
+        return None
+    kinds = {"augment": bool}
+    kinds |= dict.fromkeys(("num_samples", "batch_size", "fold", "image_size", "split_seed"), int)
+    return _checked(where, value, kinds.get(key, str))
+
+
+def _checked(where: str, value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        words = {int: "a whole number", str: "text", bool: "true or false"}
+        raise OptionError(f"{where}: expected {words[kind]}, got {value!r}.")
+    return value

@@ -1,0 +1,457 @@
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import bayesify
+from bayesify.cli import main
+from bayesify.cli.saved import open_run
+from bayesify.compare import run as running
+from bayesify.methods import METHODS
+
+COMMANDS = ("compare", "fit", "evaluate", "predict", "report", "data")
+QUICK = ("--set", "map.epochs=1", "--set", "stf.epochs=1", "--set", "stf.pretrain.epochs=1")
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """Small data sets of every kind."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 2
+    np.savez(root / "blobs.npz", x=rng.normal(size=(120, 3)) + 2 * y[:, None], y=y)
+    np.savez(root / "new.npz", x=rng.normal(size=(4, 3)))
+    np.savez(root / "wide.npz", x=rng.normal(size=(4, 5)))
+    np.savez(root / "labels.npz", x=rng.normal(size=(90, 3)), y=rng.integers(0, 2, (90, 2)))
+    rows = [f"{n},{['red', 'green', 'blue'][n % 3]},{2 * n + 100.5}" for n in range(90)]
+    (root / "t.csv").write_text("\n".join(["size,colour,weight", *rows]))
+    (root / "new.csv").write_text("colour,size\nred,4\nblue,80\n")
+    (root / "pink.csv").write_text("colour,size\npink,4\n")
+    (root / "short.csv").write_text("size\n4\n")
+    for name, level in (("dark", 40), ("light", 200)):
+        (root / "images" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(level - 30, level + 30, (6, 6), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "images" / name / f"{number}.png")
+    Image.fromarray(np.full((9, 12), 40, np.uint8)).save(root / "large.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def fitted(place, tmp_path_factory):
+    """Folders of posteriors by kind of data; each is fitted when first asked for."""
+    root = tmp_path_factory.mktemp("runs")
+    flags = {
+        "blobs.npz": ["--method", "stf", "--set", "pretrain.epochs=3"],
+        "labels.npz": ["--method", "map"],
+        "t.csv": ["--method", "map", "--target", "weight"],
+        "images": ["--method", "map"],
+    }
+
+    def fitted(name):
+        out = root / name
+        if not out.exists():
+            source = str(place / name)
+            epochs = ["--epochs", "5", "--out", str(out)]
+            assert main(["fit", "--data", source, *flags[name], *epochs]) == 0
+        return str(out)
+
+    return fitted
+
+
+@pytest.fixture
+def bayesify_(capsys):
+    """Runs a command line in this process: exit code, standard output, error stream."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main([str(each) for each in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(bayesify_):
+    """Asserts that a command line is refused in one sentence with exit code 2; returns that."""
+
+    def refused(*arguments):
+        code, out, err = bayesify_(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("Error: ")
+        assert err.count("\n") == 1
+        return err
+
+    return refused
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(bayesify_, command):
+    code, out, _ = bayesify_(command, "--help")
+    assert code == 0
+    assert f"Example: bayesify {command}" in out
+    assert "--json" in out
+
+
+def test_help_lists_the_commands(bayesify_):
+    for arguments in ([], ["--help"]):
+        code, out, _ = bayesify_(*arguments)
+        assert code == 0
+        assert all(f" {command} " in out for command in COMMANDS)
+
+
+def test_the_version(bayesify_):
+    assert bayesify_("--version") == (0, f"bayesify {bayesify.__version__}\n", "")
+
+
+def test_help_loads_nothing_heavy_beside_torch():
+    heavy = ["sklearn", "scipy", "pandas", "matplotlib", "jinja2", "PIL"]
+    code = (
+        "import sys; from bayesify.cli import main; main(['fit', '--help']);"
+        f"print([each for each in {heavy} if each in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_option_of_every_method_is_a_flag_of_fit(bayesify_):
+    _, out, _ = bayesify_("fit", "--help")
+    for kind in METHODS.values():
+        for option in kind.__dataclass_fields__:  # type: ignore[attr-defined]
+            assert f"--{option.replace('_', '-')} " in out
+
+
+# compare
+
+
+def test_compare_makes_a_table_a_page_and_records(bayesify_, place, tmp_path):
+    asked = ["compare", "--data", place / "blobs.npz", "--methods", "map,map+ts,stf", *QUICK]
+    asked += ["--seeds", "0,1", "--num-samples", "2", "--out", tmp_path / "a"]
+    code, out, err = bayesify_(*asked)
+    assert code == 0
+    assert "map+ts" in out
+    assert "NLL" in out
+    assert len([line for line in err.splitlines() if "seed" in line]) == 6
+    assert "report.html" in err
+    assert "<svg" in (tmp_path / "a" / "report.html").read_text()
+    assert len((tmp_path / "a" / "results.jsonl").read_text().splitlines()) == 6
+
+    code, out, err = bayesify_(*asked, "--json")
+    assert code == 0
+    assert "6 of 6 runs were done before" in err
+    records = [json.loads(line) for line in out.splitlines()]
+    assert {record["method"] for record in records} == {"map", "map+ts", "stf"}
+    assert records[0]["command"].startswith("bayesify compare --data ")
+
+    code, out, err = bayesify_("report", tmp_path / "a", "--json")
+    assert code == 0
+    assert [json.loads(line) for line in out.splitlines()] == records
+    assert "map+ts" in err
+    code, out, _ = bayesify_("report", tmp_path / "a" / "results.jsonl")
+    assert code == 0
+    assert "map+ts" in out
+
+
+def test_compare_takes_a_file_and_flags_win(bayesify_, place, tmp_path):
+    (tmp_path / "s.toml").write_text(
+        f'data = "{place / "blobs.npz"}"\nseeds = [0, 1]\n'
+        '[[method]]\nname = "map"\nepochs = [1, 2]\n'
+    )
+    asked = ["compare", "--suite", tmp_path / "s.toml", "--seeds", "5", "--print-config"]
+    code, out, _ = bayesify_(*asked)
+    config = json.loads(out)
+    assert code == 0
+    assert config["seeds"] == [5]
+    assert [each["label"] for each in config["methods"]] == ["map epochs=1", "map epochs=2"]
+
+
+def test_the_usual_comparison(bayesify_):
+    _, out, _ = bayesify_("compare", "--print-config")
+    config = json.loads(out)
+    assert (config["data"], config["models"], config["seeds"]) == (["digits"], ["mlp"], [0, 1, 2])
+    labels = [each["label"] for each in config["methods"]]
+    assert labels == ["map", "map+ts", "ensemble", "stf"]
+
+
+def test_ctrl_c_says_how_to_go_on(bayesify_, place, tmp_path, monkeypatch):
+    def stop(model, data, method, **rest):
+        if type(method).__name__ == "STF":
+            raise KeyboardInterrupt
+        return original(model, data, method, **rest)
+
+    original = running.fit
+    monkeypatch.setattr(running, "fit", stop)
+    asked = ["compare", "--data", place / "blobs.npz", "--methods", "map,stf", *QUICK, "--seeds=0"]
+    code, _, err = bayesify_(*asked, "--out", tmp_path, "--fresh")
+    assert code == 130
+    assert "1 of 2 runs are done and kept. To go on: bayesify compare --data" in err
+    assert "--fresh" not in err
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_failed_run_is_reported_and_the_others_are_kept(bayesify_, place, tmp_path):
+    asked = ["compare", "--data", place / "blobs.npz", "--methods", "map,stf", *QUICK, "--seeds=0"]
+    code, out, err = bayesify_(*asked, "--set", "stf.where=nothing.*", "--out", tmp_path)
+    assert code == 2
+    assert "map" in out
+    assert "failed  stf" in err
+    assert "found no weight" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "digitz"], "did you mean 'digits'"),
+        (["--model", "mpl"], "did you mean 'mlp'"),
+        (["--methods", "maps"], "did you mean 'map'"),
+        (["--methods", ","], "methods: expected at least one"),
+        (["--seeds", "a"], "--seeds: expected whole numbers"),
+        (["--set", "stf"], "expected NAME=VALUE"),
+        (["--set", "epochs=1"], "expected METHOD.OPTION=VALUE"),
+        (["--set", "map.epoch=1"], "did you mean 'epochs'"),
+        (["--set", "map.epochs=0"], "at least 1"),
+        (["--set", "mean-field-vi.epochs=1"], "which is not compared"),
+        (["--suite", "none.toml"], "expected a suite in TOML"),
+        (["--num-samples", "0"], "expected at least 1"),
+        (["--num-samples", "many"], "valid int"),
+        (["--split", "train"], "expected one of test, validation"),
+        (["--device", "tpu"], "cannot be used here"),
+        (["--sedes", "1"], "No such option"),
+        (["--target", "x"], "digits takes no target"),
+        (["--out", "/proc/version/x"], "cannot write to"),
+    ],
+)
+def test_mistakes_in_compare(refused, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused("compare", *arguments)
+
+
+# fit, evaluate, predict
+
+
+def test_fit_says_what_came_out_and_what_to_do_next(bayesify_, place, tmp_path):
+    out_folder = tmp_path / "a"
+    asked = ["fit", "--method", "map", "--data", place / "blobs.npz", "--epochs", "2"]
+    code, out, _ = bayesify_(*asked, "--out", out_folder)
+    assert code == 0
+    assert "accuracy" in out
+    assert f"bayesify evaluate {out_folder}" in out
+    code, out, err = bayesify_(*asked, "--out", out_folder, "--overwrite", "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert told["options"]["epochs"] == 2
+    assert "nll" in told["validation"]
+
+
+def test_the_configuration_can_be_seen(bayesify_, tmp_path):
+    asked = ["fit", "--method", "stf", "--data", "digits", "--epochs", "3", "--seed", "7"]
+    more = ["--set", "pretrain.epochs=2", "--where", "*.bias", "--prior-relative", "true"]
+    _, out, _ = bayesify_(*asked, *more, "--out", tmp_path / "x", "--print-config")
+    config = json.loads(out)
+    assert config["options"]["pretrain"]["epochs"] == 2
+    assert config["options"]["where"] == {"kind": "Matching", "patterns": ["*.bias"]}
+    assert config["options"]["prior_relative"] is True
+    assert (config["options"]["epochs"], config["seed"]) == (3, 7)
+    assert not (tmp_path / "x").exists()
+
+
+def test_evaluate_judges_the_saved_posterior(bayesify_, fitted):
+    run = fitted("blobs.npz")
+    code, out, _ = bayesify_("evaluate", run, "--num-samples", "4")
+    assert code == 0
+    assert "accuracy" in out
+    code, out, _ = bayesify_("evaluate", run, "--split", "validation", "--json")
+    told = json.loads(out)
+    assert (told["split"], told["ood"]) == ("validation", "none")
+    assert told["metrics"]["accuracy"] > 0.5
+
+
+def test_evaluate_on_images_has_foreign_data(bayesify_, fitted):
+    _, out, _ = bayesify_("evaluate", fitted("images"), "--json")
+    assert "ood_auroc" in json.loads(out)["metrics"]
+
+
+def test_evaluate_takes_the_same_data_from_elsewhere(bayesify_, place, fitted, tmp_path):
+    run = fitted("t.csv")
+    shutil.copy(place / "t.csv", tmp_path / "moved.csv")
+    _, before, _ = bayesify_("evaluate", run, "--json")
+    _, after, _ = bayesify_("evaluate", run, "--json", "--data", tmp_path / "moved.csv")
+    assert json.loads(after)["metrics"] == json.loads(before)["metrics"]
+
+
+def test_evaluate_uses_the_statistics_of_the_training_data(bayesify_, fitted, tmp_path):
+    run = fitted("t.csv")
+    rows = [f"{n},{['red', 'green', 'blue'][n % 3]},{2 * n + 100.5}" for n in range(30, 60)]
+    (tmp_path / "other.csv").write_text("\n".join(["size,colour,weight", *rows]))
+    split = ["--split", "train", "--json"]
+    _, out, _ = bayesify_("evaluate", run, "--data", tmp_path / "other.csv", *split)
+    other = json.loads(out)["metrics"]
+    _, out, _ = bayesify_("evaluate", run, *split)
+    assert other["sharpness"] == pytest.approx(json.loads(out)["metrics"]["sharpness"], rel=0.02)
+
+
+def test_predictions_of_classes(bayesify_, place, fitted, tmp_path):
+    run, out_file = fitted("blobs.npz"), tmp_path / "below" / "p.csv"
+    code, out, _ = bayesify_("predict", run, place / "new.npz", "--out", out_file)
+    assert (code, out) == (0, f"Wrote 4 predictions to {out_file}.\n")
+    with out_file.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert set(rows[0]) == {"input", "class", "probability", "entropy", "mutual_information"}
+    assert all(row["class"] in ("0", "1") for row in rows)
+    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+    _, out, _ = bayesify_("predict", run, place / "new.npz", "--json")
+    exact = [json.loads(line) for line in out.splitlines()]
+    assert [float(r["probability"]) for r in rows] == pytest.approx(
+        [r["probability"] for r in exact], rel=1e-5
+    )
+
+
+def test_predictions_of_numbers_are_in_the_units_of_the_target(bayesify_, place, fitted):
+    code, out, _ = bayesify_("predict", fitted("t.csv"), place / "new.csv")
+    assert code == 0
+    rows = list(csv.DictReader(out.splitlines()))
+    assert 90 < float(rows[0]["mean"]) < 290  # the targets' range; standardised ones are near 0
+    assert float(rows[0]["standard_deviation"]) > 1
+
+
+def test_predictions_are_those_of_the_training_pipeline(bayesify_, place, fitted):
+
+    posterior, notes = open_run(fitted("t.csv"))
+    _, x = notes.intake.read(place / "t.csv")
+    splits = notes.splits(None, None)
+    rows = {tuple(row.tolist()) for row in x}
+    seen, _ = splits.train[[0, 1, 2]]
+    assert all(tuple(row.tolist()) in rows for row in seen)
+    assert posterior.predict(x).mean.shape == (90, 1)  # type: ignore[attr-defined]
+
+
+def test_predictions_of_labels(bayesify_, place, fitted):
+    code, out, _ = bayesify_("predict", fitted("labels.npz"), place / "new.npz")
+    assert code == 0
+    assert out.splitlines()[0] == "input,0,1"
+
+
+def test_predictions_of_images(bayesify_, place, fitted):
+    run = fitted("images")
+    code, out, _ = bayesify_("predict", run, place / "large.png", "--json")
+    assert code == 0
+    assert json.loads(out)["input"] == "large.png"
+    code, out, _ = bayesify_("predict", run, place / "images", "--json")
+    assert code == 0
+    assert len(out.splitlines()) == 40
+    assert json.loads(out.splitlines()[0])["input"].startswith("dark")
+
+
+def test_a_table_on_a_terminal(bayesify_, place, fitted, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    _, out, _ = bayesify_("predict", fitted("images"), place / "images")
+    assert "and 20 more" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "map", "--members", "3"], "map has no option 'members'"),
+        (["--method", "mapp"], "did you mean 'map'"),
+        (["--method", "map", "--epochs", "0"], "at least 1"),
+        (["--method", "map", "--epochs", "few"], "a whole number, got 'few'"),
+        (["--method", "map", "--lr", "-1"], "above 0"),
+        (["--method", "stf", "--pretrain", "none", "--set", "pretrain.epochs=1"], "is none"),
+        (["--method", "map", "--weights", "none.safetensors"], "safetensors"),
+        (["--method", "map", "--model", "nowhere:net"], "cannot import"),
+        (["--method", "map", "--batch-size", "0"], "batch_size=0"),
+        ([], "--method"),
+    ],
+)
+def test_mistakes_in_fit(refused, place, tmp_path, arguments, message):
+    out = tmp_path / "a"
+    assert message in refused("fit", "--data", place / "blobs.npz", "--out", out, *arguments)
+    assert not out.exists()
+
+
+def test_fit_refuses_what_exists(refused, place, tmp_path):
+    asked = ["fit", "--method", "map", "--data", place / "blobs.npz", "--out"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "file").write_text("")
+    assert "exists already" in refused(*asked, tmp_path / "mine")
+    assert "is no saved posterior" in refused(*asked, tmp_path / "mine", "--overwrite")
+    assert "cannot write to" in refused(*asked, tmp_path / "file" / "a")
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_mistakes_in_evaluate(refused, place, fitted, tmp_path):
+    run = fitted("blobs.npz")
+    assert "holds no posterior" in refused("evaluate", tmp_path)
+    assert "expected one of test" in refused("evaluate", run, "--split", "all")
+    assert "expected at least 1" in refused("evaluate", run, "--num-samples", "0")
+    assert "input shape" in refused("evaluate", run, "--data", "digits")
+    assert "images" in refused("evaluate", run, "--ood", "photos")
+
+
+def test_a_posterior_saved_without_notes_says_so(refused, tmp_path):
+    net = bayesify.models.build("mlp", (3,), 2, seed=0)
+    likelihood = bayesify.Categorical()
+    posterior = bayesify.WeightPosterior(net, bayesify.MeanField.around(net), likelihood)
+    bayesify.save(posterior, tmp_path / "a")
+    assert "bayesify.load(path, model)" in refused("evaluate", tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("run", "inputs", "message"),
+    [
+        ("blobs.npz", "nowhere.npz", "no such file"),
+        ("blobs.npz", "wide.npz", "expected examples of shape (3,)"),
+        ("blobs.npz", "new.csv", "expected an .npz file with x"),
+        ("t.csv", "pink.csv", "'pink', which the training data did not"),
+        ("t.csv", "short.csv", "colour is missing"),
+        ("t.csv", "new.npz", "expected a .csv file"),
+        ("images", "t.csv", "expected an image"),
+    ],
+)
+def test_mistakes_in_predict(refused, place, fitted, run, inputs, message):
+    assert message in refused("predict", fitted(run), place / inputs)
+
+
+def test_an_output_that_cannot_be_written(refused, place, fitted, tmp_path):
+    (tmp_path / "file").write_text("")
+    asked = ["predict", fitted("blobs.npz"), place / "new.npz"]
+    assert "cannot be written" in refused(*asked, "--out", tmp_path / "file" / "p.csv")
+
+
+# the rest
+
+
+def test_the_list_of_data(bayesify_):
+    code, out, _ = bayesify_("data")
+    assert code == 0
+    assert "digits" in out
+    assert "apt-get install" in out.replace("\n", " ")
+    _, out, _ = bayesify_("data", "--json")
+    names = [json.loads(line)["name"] for line in out.splitlines()]
+    assert names[0] == "digits"
+
+
+def test_a_report_needs_results(refused, tmp_path):
+    assert "no such file" in refused("report", tmp_path)
+    assert "Missing argument" in refused("report")
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(bayesify.DataError):
+        main(["report", str(tmp_path), "--debug"])
+
+
+def test_a_process_exits_with_the_code(tmp_path):
+    code = "import sys; from bayesify.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "report", str(tmp_path)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+from bayesify.compare.suite import Suite, entries
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    """A path of 120 points of two classes."""
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 2
+    path = tmp_path / "blobs.npz"
+    np.savez(path, x=rng.normal(size=(120, 3)) + 2 * y[:, None], y=y)
+    return str(path)
+
+
+@pytest.fixture
+def suite(blobs):
+    """Three quick cells; `suite(methods=..., seeds=...)` changes it."""
+
+    def suite(methods="map,map+ts,stf", settings=None, **fields):
+        quick = {"map": {"epochs": 1}, "stf": {"epochs": 1, "pretrain.epochs": 1}}
+        names = methods.split(",")
+        known = {name.removesuffix("+ts") for name in names}
+        chosen = {name: each for name, each in quick.items() if name in known} | (settings or {})
+        defaults = {"data": (blobs,), "seeds": (0,), "num_samples": 2}
+        return Suite(**{**defaults, "methods": entries(names, chosen), **fields})
+
+    return suite

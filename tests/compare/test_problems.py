@@ -1,0 +1,108 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bayesify import models
+from bayesify.compare.problems import arenas, build, cells, some_of, usable_device
+from bayesify.errors import DataError, LoadError, OptionError
+
+
+def identities(suite):
+    return [cell.identity for arena in arenas(suite) for cell in cells(suite, arena)]
+
+
+def test_cells_are_methods_times_seeds_and_those_that_share_a_fit_are_neighbours(suite):
+    asked = suite("map,stf,map+ts", seeds=(0, 1))
+    (arena,) = arenas(asked)
+    made = [(cell.entry.label, cell.seed) for cell in cells(asked, arena)]
+    assert made == [(m, s) for s in (0, 1) for m in ("map", "map+ts", "stf")]
+
+
+def test_an_identity_is_the_same_whenever_and_in_whatever_company(suite):
+    first, second, third = identities(suite())
+    assert identities(suite()) == [first, second, third]
+    assert identities(suite("stf")) == [third]
+    assert len({first, second, third}) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": (1,)},
+        {"num_samples": 3},
+        {"batch_size": 32},
+        {"split": "validation"},
+        {"split_seed": 1},
+        {"settings": {"map": {"epochs": 2}}},
+    ],
+)
+def test_what_decides_a_result_changes_the_identity(suite, change):
+    assert not set(identities(suite("map", **change))) & set(identities(suite("map")))
+
+
+def test_other_data_under_the_same_name_are_other_cells(suite, blobs):
+    before = identities(suite())
+    rng = np.random.default_rng(1)
+    np.savez(blobs, x=rng.normal(size=(60, 3)), y=np.arange(60) % 2)
+    assert not set(identities(suite())) & set(before)
+
+
+def test_a_command_and_a_device_do_not_change_the_identity(suite):
+    assert identities(replace(suite(), command="other")) == identities(suite())
+
+
+def test_foreign_data_are_photographs_for_images_only(suite):
+    (blobs,) = arenas(suite())
+    assert blobs.ood is None
+    (digits,) = arenas(suite(data=("digits",)))
+    assert digits.ood_name == "photos"
+    assert len(digits.ood) == 1000
+    (alone,) = arenas(suite(data=("digits",), ood=None))
+    assert alone.ood is None
+
+
+def test_weights_are_loaded_and_are_part_of_the_identity(suite, tmp_path):
+    net = models.build("mlp", (3,), 2, seed=9)
+    path = tmp_path / "w.safetensors"
+    save_file(net.state_dict(), path)
+    asked = suite(weights=str(path))
+    (arena,) = arenas(asked)
+    built = build(asked, arena, "mlp", seed=0)
+    torch.testing.assert_close(built.state_dict(), net.state_dict(), rtol=0, atol=0)
+    assert not set(identities(asked)) & set(identities(suite()))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"data": ("nowhere.npz",)}, DataError),
+        ({"models": ("mlpp",)}, OptionError),
+        ({"ood": "photoz"}, DataError),
+        ({"device": "tpu9"}, OptionError),
+        ({"weights": "nowhere.safetensors"}, LoadError),
+        ({"data": ("digits",), "fold": 1}, OptionError),
+    ],
+)
+def test_mistakes_come_out_before_anything_is_run(suite, change, error):
+    with pytest.raises(error):
+        arenas(suite(**change))
+
+
+def test_the_name_of_data_says_which_column_and_fold(suite, tmp_path):
+    rows = "\n".join(f"{n},{n % 7 / 3},{n / 5}" for n in range(60))
+    (tmp_path / "t.csv").write_text("a,b,c\n" + rows)
+    (arena,) = arenas(suite(data=(str(tmp_path / "t.csv"),), target="c"))
+    assert arena.name.endswith("t.csv (target c)")
+
+
+def test_some_examples_are_spread_over_all(suite):
+    (arena,) = arenas(suite())
+    assert len(some_of(arena.splits.train, 5)) == 5
+    assert len(some_of(arena.splits.train, 10_000)) == len(arena.splits.train)
+
+
+def test_the_cpu_is_usable():
+    assert usable_device(None) == "cpu"

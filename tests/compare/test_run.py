@@ -1,0 +1,161 @@
+import json
+
+import pytest
+
+from bayesify.compare import run as running
+from bayesify.compare.results import Results
+from bayesify.compare.run import Watcher, run
+from bayesify.errors import DivergenceError, OptionError
+from bayesify.options import from_json
+from bayesify.report.groups import groups
+from bayesify.report.records import read
+
+
+class Listener(Watcher):
+    def __init__(self):
+        self.heard, self.started = [], None
+
+    def on_message(self, text):
+        self.heard.append(text)
+
+    def on_start(self, total, done):
+        self.started = (total, done)
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """Counts the fits, warm-ups not among them."""
+    counted = []
+
+    def counting(model, data, method, **rest):
+        counted.append(type(method).__name__)
+        return original(model, data, method, **rest)
+
+    original = running.fit
+    monkeypatch.setattr(running, "fit", counting)
+    return counted
+
+
+def test_a_record_holds_everything(suite, tmp_path):
+    asked = suite()
+    outcome = run(asked, tmp_path / "out")
+    assert outcome.total == len(outcome.records) == 3
+    assert not outcome.failed
+    assert not outcome.interrupted
+    assert read(tmp_path / "out") == outcome.records
+    plain, scaled, stf = outcome.records
+    assert [r["method"] for r in outcome.records] == ["map", "map+ts", "stf"]
+    assert from_json(plain["options"]) == asked.methods[0].method
+    assert {"accuracy", "nll", "ece", "brier"} <= set(plain["metrics"])
+    assert plain["metrics"]["accuracy"] == scaled["metrics"]["accuracy"]
+    assert plain["metrics"]["nll"] != scaled["metrics"]["nll"]
+    for name in ("trainable_parameters", "stored_parameters"):
+        assert scaled["cost"][name] == plain["cost"][name] + 1
+    assert scaled["cost"]["fit_seconds"] > plain["cost"]["fit_seconds"]
+    assert stf["cost"]["trainable_parameters"] == 2 * (3 * 64 + 64)
+    assert stf["ood"] is None
+    assert stf["setup"]["num_samples"] == 2
+    assert {"versions", "git_revision", "finished", "command", "cell", "curves"} <= set(stf)
+    (group,) = groups(outcome.records)
+    assert [row.label for row in group.rows] == ["map", "map+ts", "stf"]
+
+
+def test_one_fit_serves_a_method_and_its_scaled_twin(suite, tmp_path, fits):
+    run(suite("map,map+ts"), tmp_path)
+    assert fits == ["MAP"]
+
+
+def test_finished_cells_are_skipped_and_changed_ones_are_not(suite, tmp_path, fits):
+    first = run(suite(), tmp_path)
+    listener = Listener()
+    again = run(suite(), tmp_path, watcher=listener)
+    assert listener.started == (3, 3)
+    assert again.records == first.records
+    del fits[:]
+    run(suite(settings={"map": {"epochs": 2}}), tmp_path)
+    assert fits == ["MAP"]
+    assert len(read(tmp_path)) == 5
+
+
+def test_fresh_moves_the_old_results_aside(suite, tmp_path, fits):
+    run(suite("map"), tmp_path)
+    listener = Listener()
+    run(suite("map"), tmp_path, fresh=True, watcher=listener)
+    assert fits == ["MAP", "MAP"]
+    assert len(read(tmp_path)) == 1
+    assert "results.jsonl.old" in listener.heard[0]
+
+
+def test_a_broken_last_line_is_cut_and_its_cell_runs_again(suite, tmp_path, fits):
+    run(suite("map,stf"), tmp_path)
+    file = Results(tmp_path).file
+    file.write_bytes(file.read_bytes()[:-40])
+    listener = Listener()
+    outcome = run(suite("map,stf"), tmp_path, watcher=listener)
+    assert fits == ["MAP", "STF", "STF"]
+    assert len(outcome.records) == len(read(tmp_path)) == 2
+    assert "unfinished last line" in listener.heard[0]
+
+
+def test_an_interrupt_keeps_what_is_done(suite, tmp_path, monkeypatch):
+    def stop(model, data, method, **rest):
+        if type(method).__name__ == "STF":
+            raise KeyboardInterrupt
+        return original(model, data, method, **rest)
+
+    original = running.fit
+    monkeypatch.setattr(running, "fit", stop)
+    outcome = run(suite(), tmp_path)
+    assert outcome.interrupted
+    assert [record["method"] for record in outcome.records] == ["map", "map+ts"]
+    assert read(tmp_path) == outcome.records
+    monkeypatch.undo()
+    assert len(run(suite(), tmp_path).records) == 3
+
+
+def test_a_failing_cell_does_not_stop_the_others(suite, tmp_path, monkeypatch):
+    def diverge(model, data, method, **rest):
+        if type(method).__name__ == "MAP":
+            raise DivergenceError("training diverged at step 3")
+        return original(model, data, method, **rest)
+
+    original = running.fit
+    monkeypatch.setattr(running, "fit", diverge)
+    outcome = run(suite(), tmp_path)
+    assert [name for name, _ in outcome.failed] == [
+        f"{m} · {suite().data[0]}, mlp · seed 0" for m in ("map", "map+ts")
+    ]
+    assert outcome.failed[0][1] == "training diverged at step 3"
+    assert [record["method"] for record in outcome.records] == ["stf"]
+
+
+def test_scaling_fails_where_it_has_no_meaning_and_the_rest_goes_on(suite, tmp_path):
+    rows = "\n".join(f"{n},{n / 7}" for n in range(80))
+    (tmp_path / "t.csv").write_text("a,b\n" + rows)
+    asked = suite("map,map+ts", data=(str(tmp_path / "t.csv"),), target="b")
+    outcome = run(asked, tmp_path / "out")
+    assert [record["task"] for record in outcome.records] == ["regression"]
+    assert "categorical" in outcome.failed[0][1]
+
+
+def test_nothing_is_fitted_where_nothing_can_be_written(suite, tmp_path, fits):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="cannot write"):
+        run(suite(), tmp_path / "file")
+    assert fits == []
+
+
+def test_a_bad_model_stops_before_the_folder_is_emptied(suite, tmp_path, fits):
+    run(suite("map"), tmp_path)
+    with pytest.raises(OptionError, match="unknown model"):
+        run(suite(models=("mlp", "mpl")), tmp_path, fresh=True)
+    assert len(read(tmp_path)) == 1
+    assert fits == ["MAP"]
+
+
+def test_images_get_foreign_data_and_curves(suite, tmp_path):
+    (record,) = run(suite("map", data=("digits",)), tmp_path).records
+    assert record["ood"] == "photos"
+    assert set(record["curves"]) == {"reliability", "roc"}
+    assert 0 <= record["metrics"]["ood_auroc"] <= 1
+    assert json.loads(json.dumps(record, allow_nan=False)) == record

@@ -1,0 +1,118 @@
+import pytest
+
+from bayesify.compare.suite import DEFAULT_METHODS, Suite, entries, read
+from bayesify.errors import DataError, OptionError
+from bayesify.methods import METHODS
+from bayesify.methods.map import MAP
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "suite.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_names_become_rows():
+    rows = entries(DEFAULT_METHODS, {})
+    assert [row.label for row in rows] == list(DEFAULT_METHODS)
+    assert [row.scaled for row in rows] == [False, True, False, False]
+    assert rows[0].method == rows[1].method == MAP()
+
+
+def test_all_is_every_method_and_the_scaled_baseline():
+    assert {row.label for row in entries(["all"], {})} == {*METHODS, "map+ts"}
+
+
+def test_every_method_can_be_scaled():
+    for row in entries([f"{name}+ts" for name in METHODS], {}):
+        assert row.scaled
+        assert row.method == METHODS[row.label.removesuffix("+ts")]()
+
+
+def test_settings_reach_the_method_and_its_scaled_twin():
+    rows = entries(["map", "map+ts"], {"map": {"epochs": "2"}})
+    assert [row.method.epochs for row in rows] == [2, 2]
+
+
+def test_settings_for_a_method_that_is_not_compared_are_refused():
+    with pytest.raises(OptionError, match="'stf' is given, which is not compared"):
+        entries(["map"], {"stf": {"epochs": "2"}})
+
+
+def test_a_file(write):
+    path = write(
+        """
+        data = "digits"
+        models = ["mlp", "cnn"]
+        seeds = [3, 4]
+        split = "validation"
+        ood = "none"
+        num_samples = 8
+        augment = true
+
+        [[method]]
+        name = "map+ts"
+        epochs = 2
+
+        [[method]]
+        name = "stf"
+        label = "long"
+        temperature = [0.1, 1.0]
+        "pretrain.epochs" = 20
+        where = "first_layer"
+
+        [[method]]
+        name = "stf"
+        pretrain = "none"
+        """
+    )
+    suite = read(path, num_samples=4)
+    assert (suite.data, suite.models, suite.seeds) == (("digits",), ("mlp", "cnn"), (3, 4))
+    assert (suite.split, suite.ood, suite.num_samples) == ("validation", None, 4)
+    assert suite.augment
+    labels = ["map+ts", "long temperature=0.1", "long temperature=1.0", "stf"]
+    assert [row.label for row in suite.methods] == labels
+    assert suite.methods[1].method.pretrain.epochs == 20
+    assert suite.methods[3].method.pretrain is None
+
+
+def test_a_file_without_methods_has_the_usual_ones(write):
+    assert [row.label for row in read(write("seeds = 0")).methods] == list(DEFAULT_METHODS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed = 1", "unknown key 'seed'.*did you mean 'seeds'"),
+        ("seeds = ['a']", "seeds: expected a whole number, got 'a'"),
+        ("seeds = [true]", "expected a whole number, got True"),
+        ("seeds = []", "seeds: expected at least one"),
+        ("num_samples = 0", "num_samples=0: expected at least 1"),
+        ("augment = 1", "expected true or false"),
+        ("split = 'train'", "expected one of test, validation"),
+        ("seeds = -1", "seed -1"),
+        ("method = 'map'", r"as \[\[method\]\] tables"),
+        ("[[method]]\nepochs = 1", "to have a name"),
+        ("[[method]]\nname = 'bold'", "unknown method 'bold'"),
+        ("[[method]]\nname = 'map'\n[[method]]\nname = 'map'", "map is asked for more than once"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(write, text, message):
+    with pytest.raises(OptionError, match=message):
+        read(write(text))
+
+
+def test_a_file_that_is_none(write, tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        read(tmp_path / "none.toml")
+    with pytest.raises(DataError, match="expected a suite in TOML"):
+        read(write("a = "))
+
+
+def test_a_comparison_needs_methods():
+    with pytest.raises(OptionError, match="methods: expected at least one"):
+        Suite()

@@ -1,0 +1,256 @@
+"""What every `WeightDistribution` must do. A new one joins by an entry in `CASES`."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bayesify import forward
+from bayesify.distributions import DISTRIBUTIONS, WeightDistribution
+from bayesify.distributions.kl import CLOSED_FORMS, kl_divergence
+from bayesify.distributions.mean_field import MeanField
+from bayesify.distributions.particles import Particles
+from bayesify.priors import NormalPrior
+from bayesify.types import Named
+from bayesify.weights.named import buffers_of, copied, weights_of
+
+from ..zoo import NETS, TiedNet
+
+NAMES = list(DISTRIBUTIONS)
+
+
+def mean_field(model: nn.Module) -> MeanField:
+    loc = weights_of(model)
+    return MeanField(loc, {name: 0.2 + torch.rand_like(each) for name, each in loc.items()})
+
+
+def mean_field_moments(q: MeanField) -> tuple[Tensor, Tensor]:
+    return flat(q.loc.named()), flat(q.scale).square().diag()
+
+
+def mean_field_log_density(q: MeanField, weights: Named) -> Tensor:
+    normal = torch.distributions.Normal
+    loc, scale = q.loc.named(), q.scale
+    terms = [normal(loc[n], scale[n]).log_prob(each).flatten(1) for n, each in weights.items()]
+    return torch.cat(terms, 1).sum(1)
+
+
+def particles(model: nn.Module) -> Particles:
+    members = [copy.deepcopy(model) for _ in range(3)]
+    with torch.no_grad():
+        for member in members:
+            for each in member.parameters():
+                each.copy_(torch.randn_like(each))
+    return Particles.of_models(members)
+
+
+def particle_moments(q: Particles) -> tuple[Tensor, Tensor]:
+    members = torch.cat([each.flatten(1) for each in q.members.named().values()], 1)  # (M, P)
+    return members.mean(0), members.T.cov(correction=0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to build a distribution around a model; its exact moments; its log density, if it has."""
+
+    build: Callable[[nn.Module], WeightDistribution]
+    dense_moments: Callable[..., tuple[Tensor, Tensor]]
+    log_density: Callable[..., Tensor] | None = None
+
+
+CASES = {
+    "MeanField": Case(mean_field, mean_field_moments, mean_field_log_density),
+    "Particles": Case(particles, particle_moments),
+}
+
+
+def flat(named: Named) -> Tensor:
+    return torch.cat([each.flatten() for each in named.values()])
+
+
+def drawn(q: WeightDistribution, n: int, seed: int = 0) -> Named:
+    """Weights of n samples, name -> (n, *shape)."""
+    return torch.vmap(q.weights)(q.sample(n, generator=torch.Generator().manual_seed(seed)))
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
+def test_every_distribution_has_a_case():
+    assert set(CASES) == set(DISTRIBUTIONS)
+    assert all(DISTRIBUTIONS[name].__name__ == name for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_have_the_exact_mean_and_covariance(name):
+    q = CASES[name].build(nn.Linear(3, 2).double())
+    mean, covariance = (each.detach() for each in CASES[name].dense_moments(q))
+    samples = torch.cat([each.flatten(1) for each in drawn(q, 20_000).values()], 1).detach()
+    variance = covariance.diag()
+    error = (variance[:, None] * variance + covariance.square()).sqrt()  # of one sample's product
+    tolerance = 5 / 20_000**0.5 if q.size(20_000) == 20_000 else 1e-12
+    assert ((samples.mean(0) - mean).abs() <= tolerance * variance.sqrt() + 1e-12).all()
+    assert ((samples.T.cov(correction=0) - covariance).abs() <= tolerance * error + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_point_is_the_mean_under_the_models_names(name):
+    model = NETS["cnn"].model()
+    q = CASES[name].build(model)
+    point = q.point()
+    torch.testing.assert_close(
+        flat({n: point[n] for n in weights_of(model)}), CASES[name].dense_moments(q)[0].detach()
+    )
+    held = weights_of(model) | buffers_of(model)
+    assert {n: each.shape for n, each in point.items()} == {n: held[n].shape for n in q.names}
+    assert not any(each.requires_grad for each in point.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_is_what_the_model_is_called_with(name):
+    model, x = nn.Linear(3, 2), torch.randn(5, 3)
+    q = CASES[name].build(model)
+    draw_one = tree_map(lambda each: each[1], q.sample(3, generator=seeded()))
+    weights = q.weights(draw_one)
+    got = functional_call(model, weights, (x,))
+    torch.testing.assert_close(got, x @ weights["weight"].T + weights["bias"])
+    assert not torch.allclose(got, model(x), atol=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_building_leaves_the_model_as_it_is_and_shares_no_memory(name):
+    model = NETS["cnn"].model()
+    before = copy.deepcopy(model.state_dict())
+    q = CASES[name].build(model)
+    with torch.no_grad():
+        for each in (*q.parameters(), *q.buffers()):
+            each.add_(1)
+    assert all(torch.equal(each, before[n]) for n, each in model.state_dict().items())
+
+
+@pytest.mark.parametrize("net", ["mlp", "cnn", "transformer", "tied"])
+@pytest.mark.parametrize("name", NAMES)
+def test_all_at_once_is_one_after_the_other_and_in_chunks(name, net):
+    model, x = NETS[net].model().eval(), NETS[net].inputs(4)
+    q = CASES[name].build(model)
+    at_once, loop, chunks = (
+        forward.outputs(model, q, x, 11, generator=seeded(), **how)
+        for how in ({}, {"vectorize": False}, {"chunk_size": 2})
+    )
+    assert at_once.shape == (q.size(11), 4, 3)
+    torch.testing.assert_close(at_once, loop, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(at_once, chunks, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_samples_of_more_are_those_of_fewer(name):
+    q = CASES[name].build(nn.Linear(3, 2))
+    more, fewer = (tree_leaves(q.sample(n, generator=seeded())) for n in (9, 4))
+    for long, short in zip(more, fewer, strict=True):
+        assert torch.equal(long[: len(short)], short)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+@pytest.mark.parametrize("name", NAMES)
+def test_draws_in_chunks_are_the_samples(name, chunk):
+    q = CASES[name].build(nn.Linear(3, 2))
+    whole = tree_leaves(q.sample(7, generator=seeded()))
+    pieces = [tree_leaves(each) for each in q.draws(7, chunk, generator=seeded())]
+    assert all(len(piece[0]) <= chunk for piece in pieces)
+    for number, each in enumerate(whole):
+        assert torch.equal(torch.cat([piece[number] for piece in pieces]), each)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_seeds_decide_the_samples_and_the_global_generator_rests(name):
+    q = CASES[name].build(nn.Linear(3, 2))
+    before = torch.get_rng_state()
+    first, again, other = drawn(q, 4, 0), drawn(q, 4, 0), drawn(q, 4, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(flat(first), flat(again))
+    if q.size(4) == 4:
+        assert not torch.equal(flat(first), flat(other))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_differ_from_each_other(name):
+    samples = drawn(CASES[name].build(nn.Linear(3, 2)), 3)
+    for each in samples.values():
+        assert not torch.equal(each[0], each[1])
+
+
+@pytest.mark.parametrize("how", [{}, {"vectorize": False}, {"chunk_size": 2}])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_parameter(name, how):
+    model, x = NETS["mlp"].model(), NETS["mlp"].inputs(16)
+    q = CASES[name].build(model)
+    forward.outputs(model, q, x, 5, generator=seeded(), **how).square().sum().backward()
+    for parameter, each in q.named_parameters():
+        assert each.grad is not None, parameter
+        assert each.grad.abs().sum() > 0, parameter
+    assert all(each.grad is None for each in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_state_comes_back_to_the_bit(name):
+    q = CASES[name].build(NETS["cnn"].model())
+    again = type(q).from_state(copied(q.state_dict()))
+    assert list(again.state_dict()) == list(q.state_dict())
+    assert all(torch.equal(e, again.state_dict()[n]) for n, e in q.state_dict().items())
+    assert again.names == q.names
+    samples, copies = (tree_leaves(each.sample(3, generator=seeded())) for each in (q, again))
+    assert all(torch.equal(a, b) for a, b in zip(samples, copies, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_dtype_and_names_are_the_models(name, dtype):
+    model = NETS["mlp"].model().to(dtype)
+    q = CASES[name].build(model)
+    assert q.names == list(weights_of(model))
+    for key, each in drawn(q, 2).items():
+        assert each.dtype == dtype
+        assert each.shape[1:] == weights_of(model)[key].shape
+    out = forward.outputs(model, q, NETS["mlp"].inputs(3).to(dtype), 2)
+    assert out.dtype == dtype
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tied_weight_is_one_weight(name):
+    model, ids = TiedNet().eval(), NETS["tied"].inputs(4)
+    q = CASES[name].build(model)
+    assert "embed.weight" in q.names
+    assert "score.weight" not in q.names
+    weights = q.weights(tree_map(lambda each: each[0], q.sample(1, generator=seeded())))
+    table = weights["embed.weight"]
+    hidden = table[ids].mean(1) @ weights["mix.weight"].T + weights["mix.bias"]
+    got = forward.outputs(model, q, ids, 1, generator=seeded(), vectorize=False)[0]
+    torch.testing.assert_close(got, torch.tanh(hidden) @ table.T)
+
+
+@pytest.mark.parametrize("pair", CLOSED_FORMS, ids=lambda pair: pair[0].__name__)
+def test_the_divergence_is_its_monte_carlo_estimate(pair):
+    case = CASES[pair[0].__name__]
+    model = nn.Linear(3, 2).double()
+    q = case.build(model)
+    prior = NormalPrior({"weight": 0.7, "bias": 2.0}, loc={"weight": torch.randn(2, 3).double()})
+    with torch.no_grad():
+        samples = drawn(q, 50_000)
+        log_prior = torch.vmap(prior.log_prob)(samples)
+        terms = case.log_density(q, samples) - log_prior
+        error = terms.std() / len(terms) ** 0.5
+        assert (kl_divergence(q, prior) - terms.mean()).abs() < 5 * error
+        assert error < 0.02 * terms.mean()
+
+
+@pytest.mark.parametrize("pair", CLOSED_FORMS, ids=lambda pair: pair[0].__name__)
+def test_the_divergence_reaches_every_parameter(pair):
+    q = CASES[pair[0].__name__].build(nn.Linear(3, 2))
+    kl_divergence(q, NormalPrior(0.3)).backward()
+    assert all(each.grad.abs().sum() > 0 for each in q.parameters())

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch import nn
+
+from bayesify import MAP, Ensemble, OptionError, fit, forward
+from bayesify.distributions.particles import Particles
+from bayesify.errors import UnsupportedModelError
+from bayesify.forward import read_tensor
+from bayesify.likelihoods import Categorical
+from bayesify.methods.base import Problem
+from bayesify.methods.ensemble import fresh_starts, train_members
+
+from ..zoo import NETS
+
+
+def problem(net: str, *, vectorize: bool) -> Problem:
+    return Problem(
+        model=NETS[net].model(),
+        likelihood=Categorical(),
+        num_data=48,
+        steps_per_epoch=3,
+        example=NETS[net].inputs(16),
+        readout=read_tensor,
+        vectorize=vectorize,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def trained(net: str, starts: list[nn.Module], *, vectorize: bool) -> Particles:
+    q = Particles.of_models(starts)
+    run = train_members(problem(net, vectorize=vectorize), q, epochs=4, lr=0.01, prior_scale=1.0)
+    data = NETS[net].data()
+    for step in range(12):
+        rows = slice(16 * (step % 3), 16 * (step % 3) + 16)
+        run.step(data.inputs[rows], data.target[rows])
+    return q
+
+
+@pytest.mark.parametrize("net", ["mlp", "cnn"])
+def test_members_trained_together_are_those_trained_apart(net):
+    starts, x = [NETS[net].model(seed) for seed in range(3)], NETS[net].inputs(20, seed=9)
+    model = NETS[net].model().eval()
+    before = forward.outputs(model, Particles.of_models(starts), x)
+    together = forward.outputs(model, trained(net, starts, vectorize=True), x)
+    apart = [forward.outputs(model, trained(net, [s], vectorize=True), x) for s in starts]
+    # functions, for a weight that a batch norm makes irrelevant may go anywhere
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-3, atol=1e-4)
+    assert (together - before).abs().max() > 0.05
+
+
+def test_members_in_a_loop_are_those_at_once():
+    starts, x = [NETS["cnn"].model(seed) for seed in range(3)], NETS["cnn"].inputs(20, seed=9)
+    model = NETS["cnn"].model().eval()
+    fast, slow = (
+        forward.outputs(model, trained("cnn", starts, vectorize=how), x) for how in (True, False)
+    )
+    torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-4)
+
+
+def test_starts_differ_from_each_other_and_from_the_model():
+    model = NETS["transformer"].model()
+    starts = fresh_starts(model, 3, torch.Generator().manual_seed(0))
+    for name, weight in model.named_parameters():
+        if weight.ndim < 2:
+            continue  # biases may start at zero
+        drawn = [weight, *(dict(each.named_parameters())[name] for each in starts)]
+        for i, each in enumerate(drawn):
+            assert not any(torch.equal(each, other) for other in drawn[:i]), name
+
+
+def test_starts_keep_ties_and_forget_statistics():
+    model = NETS["tied"].model()
+    (start,) = fresh_starts(model, 1, torch.Generator().manual_seed(0))
+    assert start.score.weight is start.embed.weight
+    model = NETS["cnn"].model()
+    model(NETS["cnn"].inputs(8))
+    (start,) = fresh_starts(model, 1, torch.Generator().manual_seed(0))
+    assert start[1].running_mean.abs().sum() == 0
+    assert model[1].running_mean.abs().sum() > 0
+
+
+def test_a_module_that_cannot_be_drawn_anew_is_named():
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.gain
+
+    net = nn.Sequential(Bare(), nn.Linear(4, 3))
+    data = torch.randn(32, 4), torch.randint(3, (32,))
+    with pytest.raises(UnsupportedModelError, match=r"`0` \(Bare\) owns gain .*reset_parameters"):
+        fit(net, data, Ensemble(members=2, epochs=1))
+    fit(net, data, MAP(epochs=1))
+
+
+def test_an_ensemble_has_two_members_at_least():
+    with pytest.raises(OptionError, match="members=1"):
+        Ensemble(members=1)
+
+
+def test_a_learnt_noise_is_shared_and_the_loss_is_the_sum():
+    x, y = torch.randn(32, 4), torch.randn(32)
+    method = Ensemble(members=3, epochs=1)
+    posterior = fit(nn.Linear(4, 1), (x, y), method, likelihood="gaussian")
+    assert posterior.trainable_parameters == 3 * 5 + 1
+    (entry,) = posterior.record.history
+    assert entry["loss"] == pytest.approx(3 * entry["nll"], rel=1e-5)

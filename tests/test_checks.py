@@ -1,0 +1,55 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from bayesify.checks import check_data
+from bayesify.errors import DataError, ShapeError
+from bayesify.forward import read_tensor
+from bayesify.likelihoods import Categorical
+from bayesify.loading import as_loader
+
+X = torch.randn(20, 4)
+Y = torch.arange(20) % 3
+
+
+def check(x, y, model=None):
+    loader = as_loader((x, y), batch_size=8, shuffle=False)
+    return check_data(loader, model or nn.Linear(4, 3), Categorical(), read_tensor)
+
+
+def test_good_data_give_the_first_inputs_and_the_number_of_batches():
+    inputs, batches = check(X, Y)
+    assert torch.equal(inputs, X[:8])
+    assert batches == 3
+
+
+def test_every_batch_is_looked_at():
+    bad = X.clone()
+    bad[19, 0] = math.nan
+    with pytest.raises(DataError, match="batch 2: 1 of 16 numbers in the inputs"):
+        check(bad, Y)
+    high = Y.clone()
+    high[-1] = 9
+    with pytest.raises(DataError, match="labels reach from"):
+        check(X, high)
+
+
+def test_classes_that_come_in_different_batches_are_several():
+    check(X, torch.cat([torch.zeros(16), torch.ones(4)]).long())
+
+
+def test_a_mapping_with_too_few_targets_is_told():
+    loader = [{"input": X[:5], "labels": Y[:4]}]
+    with pytest.raises(ShapeError, match="batch 0: 5 inputs, but 4 targets"):
+        check_data(loader, nn.Linear(4, 3), Categorical(), read_tensor)
+
+
+def test_the_model_is_called_once_in_eval_mode_and_left_as_it_was():
+    seen = []
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))
+    model.register_forward_hook(lambda module, *_: seen.append(module.training))
+    check(X, Y, model)
+    assert seen == [False]
+    assert model.training

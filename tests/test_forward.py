@@ -1,0 +1,219 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bayesify import WeightPosterior, forward, last_layer, models
+from bayesify.distributions.mean_field import MeanField
+from bayesify.distributions.particles import Particles
+from bayesify.errors import UnsupportedModelError
+from bayesify.likelihoods import Categorical
+
+from .zoo import NETS, BranchingNet
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def vit() -> tuple[nn.Module, Tensor]:
+    return models.build("vit", (1, 8, 8), 3, seed=0), torch.randn(3, 1, 8, 8)
+
+
+def net_and_batch(name: str) -> tuple[nn.Module, Tensor]:
+    model, x = vit() if name == "vit" else (NETS[name].model(), NETS[name].inputs(3))
+    return model.eval(), x
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer", "vit"])
+def test_all_at_once_is_one_after_the_other(name):
+    model, x = net_and_batch(name)
+    q = MeanField.around(model, scale=0.1)
+    at_once = forward.outputs(model, q, x, 6, generator=seeded())
+    loop = forward.outputs(model, q, x, 6, generator=seeded(), vectorize=False)
+    assert at_once.shape == (6, 3, 3)
+    torch.testing.assert_close(at_once, loop, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["transformer", "vit", "cnn"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_gradients_of_all_at_once_are_those_of_the_loop(name, training):
+    model, x = net_and_batch(name)
+    model.train(training)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | nn.MultiheadAttention):
+            module.p = module.dropout = 0.0
+    models_ = [model, net_and_batch(name)[0]]
+    gradients = []
+    for vectorize in (True, False):
+        q = Particles.of_models(models_)
+        forward.outputs(model, q, x, vectorize=vectorize).square().sum().backward()
+        gradients.append([each.grad for each in q.parameters()])
+    for fast, slow in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-4)
+
+
+def test_a_branch_on_data_is_refused_with_the_way_out():
+    model, x = BranchingNet(), torch.randn(5, 4)
+    q = MeanField.around(model)
+    with pytest.raises(UnsupportedModelError, match=r"data-dependent .* pass `vectorize=False`"):
+        forward.outputs(model, q, x, 3)
+    assert forward.outputs(model, q, x, 3, vectorize=False).shape == (3, 5, 3)
+    assert forward.outputs(model, q, x, 1).shape == (1, 5, 3)
+
+
+def test_a_recurrent_net_is_refused_with_the_way_out():
+    model, x = NETS["lstm"].model(), NETS["lstm"].inputs(3)
+    with pytest.raises(UnsupportedModelError, match="pass `vectorize=False`"):
+        forward.outputs(model, MeanField.around(model), x, 3)
+    assert not forward.can_vectorize(model)
+    assert forward.can_vectorize(NETS["transformer"].model())
+
+
+def test_errors_of_the_model_itself_pass_as_they_are():
+    model = nn.Linear(4, 3)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        forward.outputs(model, MeanField.around(model), torch.ones(2, 5), 1)
+
+
+def test_one_sample_needs_no_vmap(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("vmap was called")
+
+    monkeypatch.setattr(torch, "vmap", refuse)
+    model, x = net_and_batch("mlp")
+    q = MeanField.around(model)
+    forward.outputs(model, q, x, 1)
+    forward.outputs(model, q, x, 5, chunk_size=1)
+    forward.outputs(model, q, x, 5, vectorize=False)
+    with pytest.raises(AssertionError, match="vmap was called"):
+        forward.outputs(model, q, x, 2)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 11, 64])
+def test_chunks_change_nothing(size):
+    model, x = net_and_batch("mlp")
+    q = MeanField.around(model, scale=0.1)
+    whole = forward.outputs(model, q, x, 20, generator=seeded())
+    part = forward.outputs(model, q, x, 20, generator=seeded(), chunk_size=size)
+    torch.testing.assert_close(whole, part, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chunk_is_what_runs_at_once(monkeypatch):
+    seen = []
+    real = torch.vmap
+    monkeypatch.setattr(
+        torch,
+        "vmap",
+        lambda f, **how: lambda draw: seen.append(len(draw["0.weight"])) or real(f, **how)(draw),
+    )
+    model, x = net_and_batch("mlp")
+    forward.outputs(model, MeanField.around(model), x, 10, chunk_size=4)
+    assert max(seen) == 4
+
+
+def test_a_random_last_layer_runs_the_rest_once():
+    net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(5)), nn.Linear(64, 3))
+    q, x = MeanField.around(net, where=last_layer), torch.randn(8, 64)
+    flops = []
+    for vectorize in (True, False):
+        with FlopCounterMode(display=False) as counter:
+            forward.outputs(net, q, x, 16, vectorize=vectorize)
+        flops.append(counter.get_total_flops())
+    assert 0 < flops[0] < 0.2 * flops[1]
+
+
+def test_outputs_are_differentiable_in_the_inputs():
+    model, x = net_and_batch("cnn")
+    q = MeanField.around(model, scale=0.1)
+    x.requires_grad_()
+    grads = []
+    for vectorize in (True, False):
+        out = forward.outputs(model, q, x, 4, generator=seeded(), vectorize=vectorize)
+        grads.append(torch.autograd.grad(out.square().sum(), x)[0])
+    assert grads[0].abs().sum() > 0
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
+
+
+def test_the_callers_mode_is_used_and_left():
+    model, x = NETS["cnn"].model(), NETS["cnn"].inputs(8)
+    q = Particles.of_models([model])
+    forward.outputs(model.train(), q, x)
+    moved = q.statistics.named()["1.running_mean"].clone()
+    forward.outputs(model.eval(), q, x)
+    assert moved.abs().sum() > 0
+    assert torch.equal(q.statistics.named()["1.running_mean"], moved)
+    assert not model.training
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_fast_attention_switch_is_put_back(training):
+    model, x = net_and_batch("transformer")
+    before = torch.backends.mha.get_fastpath_enabled()
+    forward.outputs(model.train(training), MeanField.around(model), x, 3)
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+def test_local_outputs_have_the_sample_axis_and_reach_the_scales():
+    model, x = net_and_batch("mlp")
+    q = MeanField.around(model, scale=0.1)
+    out = forward.local_outputs(model, q, x, 3, generator=seeded())
+    assert out.shape == (3, 3, 3)
+    assert not torch.allclose(out[0], out[1])
+    out.sum().backward()
+    assert all(each.grad.abs().sum() > 0 for each in q.rho.parameters())
+
+
+@pytest.mark.parametrize("net", ["cnn", "transformer", "lstm"])
+def test_local_outputs_work_under_autocast(net):
+    model, x = net_and_batch(net)
+    q = MeanField.around(model.requires_grad_(False), scale=0.1, where=last_layer, example=x)
+    x.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = forward.local_outputs(model, q, x, 1, generator=seeded())
+    out.float().sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_readout_turns_objects_into_tensors():
+    model, x = NETS["mapping"].model(), NETS["mapping"].inputs(3)
+    q = MeanField.around(model)
+    assert forward.outputs(model, q, x, 4).shape == (4, 3, 3)
+    hidden = forward.outputs(model, q, x, 4, readout=lambda output: output.hidden)
+    assert hidden.shape == (4, 3, 6)
+    with pytest.raises(UnsupportedModelError, match=r"returned tuple, .* pass `readout=`"):
+        forward.read_tensor((torch.ones(1),))
+
+
+def test_the_chunk_rule_fills_the_budget_or_loops():
+    x, cpu = torch.zeros(16, 4), torch.device("cpu")
+    budget = forward.CPU_BUDGET
+    assert forward.default_chunk_size(budget // 16 // 10, x, cpu) == 10
+    assert (
+        forward.default_chunk_size(budget // 16 // forward.WORTHWHILE, x, cpu) == forward.WORTHWHILE
+    )
+    assert forward.default_chunk_size(budget // 16 // 2, x, cpu) == 1
+    assert forward.default_chunk_size(10 * budget, x, cpu) == 1
+    assert forward.default_chunk_size(0, x, cpu) > 1000
+    assert forward.default_chunk_size(budget, x, torch.device("cuda")) > 1
+
+
+def test_activations_before_the_random_weights_do_not_count():
+    net = nn.Sequential(nn.Linear(4, 100), nn.Linear(100, 3))
+    x = torch.randn(7, 4)
+    assert forward.activation_bytes(net, MeanField.around(net), x) == 100 * 4
+    last = MeanField.around(net, where=last_layer)
+    assert forward.activation_bytes(net, last, x) == 3 * 4
+
+
+def test_a_posterior_runs_as_many_at_once_as_the_rule_says(monkeypatch):
+    model, x = net_and_batch("mlp")
+    posterior = WeightPosterior(model, MeanField.around(model), Categorical())
+    seen = []
+    monkeypatch.setattr(
+        "bayesify.posterior.outputs", lambda *a, chunk_size, **k: seen.append(chunk_size)
+    )
+    posterior.outputs(x)
+    posterior.outputs(x, chunk_size=3)
+    want = forward.default_chunk_size(8 * 4, x, torch.device("cpu"))
+    assert seen == [want, 3]

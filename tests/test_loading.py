@@ -1,0 +1,72 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from bayesify.errors import DataError, OptionError, ShapeError
+from bayesify.loading import as_loader
+
+from .zoo import Pairs
+
+X, Y = torch.randn(20, 3), torch.arange(20)
+
+
+def seen(loader: DataLoader) -> torch.Tensor:
+    return torch.cat([target for _, target in loader])
+
+
+def test_a_loader_is_taken_as_it_is():
+    loader = DataLoader(TensorDataset(X, Y), batch_size=7)
+    assert as_loader(loader, batch_size=3, shuffle=True) is loader
+
+
+@pytest.mark.parametrize("data", [(X, Y), [X, Y], TensorDataset(X, Y), Pairs(X, Y)])
+def test_every_kind_of_data_gives_each_example_once(data):
+    loader = as_loader(data, batch_size=8, shuffle=False)
+    assert [len(target) for _, target in loader] == [8, 8, 4]
+    assert torch.equal(seen(loader), Y)
+    for x, y in loader:
+        assert torch.equal(x, X[y])
+    assert len(loader.dataset) == 20
+
+
+@pytest.mark.parametrize("data", [(X, Y), Pairs(X, Y)])
+def test_shuffling_follows_the_global_generator(data):
+    loader = as_loader(data, batch_size=8, shuffle=True)
+    orders = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        orders.append(seen(loader))
+    assert torch.equal(orders[0].sort().values, Y)
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+
+
+@pytest.mark.parametrize("data", [(X[:17], Y[:17]), Pairs(X[:17], Y[:17])])
+def test_a_last_batch_of_one_is_left_out_of_training_only(data):
+    assert len(seen(as_loader(data, batch_size=8, shuffle=True))) == 16
+    assert len(seen(as_loader(data, batch_size=8, shuffle=False))) == 17
+    assert len(seen(as_loader(data, batch_size=1, shuffle=True))) in (16, 17)
+
+
+def test_one_example_alone_is_kept():
+    assert len(seen(as_loader((X[:1], Y[:1]), batch_size=8, shuffle=True))) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "said"),
+    [
+        ((X, Y[:-1]), ShapeError, "x has 20 examples, but y has 19"),
+        ((X[:0], Y[:0]), DataError, "no examples"),
+        ((X, Y, Y), DataError, r"\(Tensor, Tensor, Tensor\)"),
+        ((X, [1]), DataError, r"got \(Tensor, list\)"),
+        (iter([1]), DataError, "no length"),
+    ],
+)
+def test_other_data_are_refused(data, error, said):
+    with pytest.raises(error, match=said):
+        as_loader(data, batch_size=8, shuffle=True)
+
+
+def test_a_batch_holds_one_example_at_least():
+    with pytest.raises(OptionError, match="batch_size=-1: expected at least 1"):
+        as_loader((X, Y), batch_size=-1, shuffle=True)

@@ -1,0 +1,149 @@
+import math
+
+import pytest
+import torch
+from torch import distributions as D
+from torch.nn import functional as F
+
+from bayesify.errors import OptionError
+from bayesify.predictive import (
+    ClassPredictive,
+    MultiLabelPredictive,
+    RegressionPredictive,
+    mixture_log_prob,
+)
+
+LOGITS = 3 * torch.randn(7, 5, 4, generator=torch.Generator().manual_seed(0)).double()
+
+
+def test_the_predictive_is_the_mean_of_probabilities():
+    predictive = ClassPredictive(LOGITS)
+    torch.testing.assert_close(predictive.probs, F.softmax(LOGITS, 2).mean(0))
+    assert not torch.allclose(predictive.probs, F.softmax(LOGITS.mean(0), 1), atol=0.05)
+
+
+def test_a_mixture_is_its_definition():
+    log_prob = torch.randn(6, 3).double()
+    torch.testing.assert_close(mixture_log_prob(log_prob), log_prob.exp().mean(0).log())
+    far = mixture_log_prob(torch.tensor([[-1e4], [-1e4]]))
+    assert far.item() == pytest.approx(-1e4)
+
+
+def test_log_prob_picks_the_label():
+    target = torch.tensor([0, 3, 1, 2, 2])
+    want = F.softmax(LOGITS, 2).mean(0)[torch.arange(5), target].log()
+    torch.testing.assert_close(ClassPredictive(LOGITS).log_prob(target), want)
+
+
+def test_entropies_are_torchs():
+    predictive = ClassPredictive(LOGITS)
+    total = D.Categorical(probs=F.softmax(LOGITS, 2).mean(0)).entropy()
+    expected = D.Categorical(logits=LOGITS).entropy().mean(0)
+    torch.testing.assert_close(predictive.entropy(), total)
+    torch.testing.assert_close(predictive.aleatoric(), expected)
+    torch.testing.assert_close(predictive.mutual_information(), total - expected)
+
+
+def test_opposed_certainties_share_ln_2_with_the_weights():
+    opposed = ClassPredictive(torch.tensor([[[200.0, 0.0]], [[0.0, 200.0]]]))
+    assert opposed.mutual_information().item() == pytest.approx(math.log(2))
+    assert opposed.aleatoric().item() == pytest.approx(0)
+
+
+def test_equal_samples_share_nothing_with_the_weights():
+    same = ClassPredictive(LOGITS[:1].expand(7, -1, -1))
+    assert (same.mutual_information() >= 0).all()
+    torch.testing.assert_close(same.mutual_information(), torch.zeros(5).double())
+
+
+def test_positions_are_variables_of_their_own():
+    logits = torch.randn(3, 2, 4, 5, 6)
+    whole = ClassPredictive(logits)
+    part = ClassPredictive(logits[..., 2, 3])
+    target = torch.randint(4, (2, 5, 6))
+    torch.testing.assert_close(whole.probs[..., 2, 3], part.probs)
+    torch.testing.assert_close(whole.log_prob(target)[:, 2, 3], part.log_prob(target[:, 2, 3]))
+    torch.testing.assert_close(whole.mutual_information()[:, 2, 3], part.mutual_information())
+
+
+def test_logit_temperature_scales_the_averaged_predictive():
+    warm = ClassPredictive(LOGITS, logit_temperature=3.0)
+    pooled = ClassPredictive(LOGITS).probs
+    want = pooled ** (1 / 3)
+    torch.testing.assert_close(warm.probs, want / want.sum(1, keepdim=True))
+    plain = ClassPredictive(LOGITS).mutual_information()
+    assert torch.equal(warm.mutual_information(), plain)
+
+
+def test_labels_are_independent_given_the_weights_only():
+    logits = 3 * torch.randn(6, 2, 3).double()
+    target = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]).double()
+    predictive = MultiLabelPredictive(logits)
+    joint = D.Bernoulli(logits=logits).log_prob(target).sum(-1).exp().mean(0).log()
+    torch.testing.assert_close(predictive.log_prob(target), joint)
+    torch.testing.assert_close(predictive.probs, torch.sigmoid(logits).mean(0))
+    alone = D.Bernoulli(probs=predictive.probs).entropy().sum(-1)
+    torch.testing.assert_close(predictive.entropy(), alone)
+    given = D.Bernoulli(logits=logits).entropy().mean(0).sum(-1)
+    torch.testing.assert_close(predictive.mutual_information(), alone - given)
+
+
+@pytest.fixture
+def mixture() -> RegressionPredictive:
+    generator = torch.Generator().manual_seed(1)
+    loc = torch.randn(5, 3, 2, generator=generator).double() * 2
+    return RegressionPredictive(loc, torch.rand(5, 3, 2, generator=generator).double() + 0.2)
+
+
+def test_moments_and_quantiles_are_those_of_samples(mixture):
+    which = torch.randint(5, (100_000,))
+    y = mixture.loc[which] + mixture.scale[which] * torch.randn(100_000, 3, 2).double()
+    torch.testing.assert_close(mixture.mean, y.mean(0), rtol=0, atol=0.05)
+    torch.testing.assert_close(mixture.variance, y.var(0), rtol=0.03, atol=0)
+    for level in (0.05, 0.5, 0.9):
+        below = (y < mixture.quantile(level)).double().mean(0)
+        torch.testing.assert_close(below, torch.full_like(below, level), rtol=0, atol=0.006)
+
+
+def test_quantiles_invert_the_distribution_function(mixture):
+    for level in (1e-6, 0.3, 0.999):
+        got = mixture.cdf(mixture.quantile(level))
+        torch.testing.assert_close(got, torch.full_like(got, level), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 1.5, math.nan])
+def test_a_level_outside_is_refused(mixture, level):
+    with pytest.raises(OptionError, match="expected a share above 0 and below 1"):
+        mixture.quantile(level)
+
+
+def test_regression_log_prob_is_torchs_mixture(mixture):
+    target = torch.randn(3, 2).double()
+    components = D.Independent(
+        D.Normal(mixture.loc.transpose(0, 1), mixture.scale.transpose(0, 1)), 1
+    )
+    weights = D.Categorical(torch.ones(3, 5).double())
+    want = D.MixtureSameFamily(weights, components).log_prob(target)
+    torch.testing.assert_close(mixture.log_prob(target), want)
+
+
+def test_variance_is_noise_plus_disagreement(mixture):
+    torch.testing.assert_close(mixture.variance, mixture.aleatoric + mixture.epistemic)
+    torch.testing.assert_close(mixture.epistemic, mixture.loc.var(0, unbiased=False))
+    one_scale = RegressionPredictive(mixture.loc, torch.tensor(0.5).double())
+    torch.testing.assert_close(one_scale.aleatoric, torch.full((3, 2), 0.25).double())
+    assert one_scale.log_prob(torch.zeros(3, 2).double()).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("predictive", "names"),
+    [
+        (ClassPredictive(LOGITS), {"probs", "entropy", "mutual_information"}),
+        (MultiLabelPredictive(LOGITS), {"probs", "entropy", "mutual_information"}),
+        (RegressionPredictive(LOGITS, torch.ones(1)), {"mean", "variance", "epistemic"}),
+    ],
+)
+def test_summaries_hold_one_row_an_example(predictive, names):
+    summary = predictive.summary()
+    assert set(summary) == names
+    assert all(len(each) == 5 for each in summary.values())
