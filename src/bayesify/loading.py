@@ -1,6 +1,6 @@
 """From what a user calls data to batches."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.utils.data import (
@@ -36,27 +36,32 @@ def as_loader(data: Data, *, batch_size: int, shuffle: bool) -> DataLoader[Any]:
         return data
     if batch_size < 1:
         raise OptionError(f"batch_size={batch_size}: expected at least 1.")
-    tensors = isinstance(data, tuple | list) and all(isinstance(each, Tensor) for each in data)
-    if isinstance(data, tuple) or tensors:
-        if len(data) != 2 or not tensors:
-            got = ", ".join(type(each).__name__ for each in data)
-            raise DataError(
-                f"expected the two tensors (x, y), got ({got}); make tensors with "
-                f"`torch.as_tensor`, or wrap several inputs in a Dataset."
-            )
-        if len(data[0]) != len(data[1]):
-            raise ShapeError(f"x has {len(data[0])} examples, but y has {len(data[1])}; pair them.")
-        data = TensorDataset(*data)
-    count = _length(data)
+    dataset = _as_dataset(data)
+    count = _length(dataset)
     # A last batch of one example would break batch norm, so it is left out of training.
     single = shuffle and count > batch_size and count % batch_size == 1
-    if not isinstance(data, TensorDataset | Examples):
-        return DataLoader(data, batch_size=batch_size, shuffle=shuffle, drop_last=single)
+    if not isinstance(dataset, TensorDataset | Examples):
+        return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=single)
     # Whole batches are taken from the tensors by one index: many times faster than one example
     # after the other.
-    sampler = RandomSampler(data) if shuffle else SequentialSampler(data)
+    sampler = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
     batches = BatchSampler(sampler, batch_size, drop_last=single)
-    return DataLoader(data, sampler=batches, batch_size=None)
+    return DataLoader(dataset, sampler=batches, batch_size=None)
+
+
+def _as_dataset(data: Any) -> Dataset[Any]:
+    pair = isinstance(data, list) and all(isinstance(each, Tensor) for each in data)
+    if not (pair or isinstance(data, tuple)):
+        return cast(Dataset[Any], data)
+    if len(data) != 2 or not all(isinstance(each, Tensor) for each in data):
+        got = ", ".join(type(each).__name__ for each in data)
+        raise DataError(
+            f"expected the two tensors (x, y), got ({got}); make tensors with "
+            f"`torch.as_tensor`, or wrap several inputs in a Dataset."
+        )
+    if len(data[0]) != len(data[1]):
+        raise ShapeError(f"x has {len(data[0])} examples, but y has {len(data[1])}; pair them.")
+    return TensorDataset(*data)
 
 
 def _length(data: Dataset[Any]) -> int:
