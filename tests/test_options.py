@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -72,6 +74,12 @@ def test_foreign_and_unknown_kinds_are_refused():
         from_json({"kind": "Nope"})
     with pytest.raises(OptionError, match=r"MAP has no option \['momentum'\]; it has \['epochs'"):
         from_json({"kind": "MAP", "momentum": 0.9})
+
+
+def test_options_are_read_before_anything_else_is_imported():
+    code = "from bayesify.options import from_json; print(from_json({'kind': 'STF'}).epochs)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == STF().epochs
 
 
 def test_values_read_from_json_are_checked():

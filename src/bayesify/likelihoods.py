@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,7 +73,7 @@ class Categorical(Likelihood):
     def log_prob(
         self,
         outputs: Float[Tensor, "samples batch classes *positions"],
-        target: Int[Tensor, "batch *positions"],
+        target: Integer[Tensor, "batch *positions"] | Bool[Tensor, "batch *positions"],
     ) -> Float[Tensor, "samples batch"]:
         """Log probability of the class indices, summed over positions."""
         repeated = target.long().expand(len(outputs), *target.shape)
@@ -122,7 +122,7 @@ class Bernoulli(Likelihood):
     def log_prob(
         self,
         outputs: Float[Tensor, "samples batch labels"],
-        target: Float[Tensor, "batch labels"] | Int[Tensor, "batch labels"],
+        target: Shaped[Tensor, "batch labels"],
     ) -> Float[Tensor, "samples batch"]:
         """Log probability of all labels of an example."""
         repeated = target.to(outputs.dtype).expand_as(outputs)
@@ -174,7 +174,9 @@ class Gaussian(Likelihood):
         self.log_scale = nn.Parameter(torch.zeros(())) if scale == "learnt" else None
 
     def log_prob(
-        self, outputs: Float[Tensor, "samples batch *dims"], target: Float[Tensor, "batch *dims"]
+        self,
+        outputs: Float[Tensor, "samples batch *outputs"],
+        target: Float[Tensor, "batch *dims"],
     ) -> Float[Tensor, "samples batch"]:
         """Log density of all dimensions of an example."""
         loc, scale = self._split(outputs)

@@ -8,6 +8,7 @@ A field made by `option` carries its help text and its bounds; `check_options`, 
 import dataclasses
 import math
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from importlib import import_module
 from typing import Any, TypeVar
 
 from bayesify.errors import OptionError
@@ -15,6 +16,9 @@ from bayesify.errors import OptionError
 T = TypeVar("T", bound=type)
 
 _KINDS: dict[str, type] = {}
+
+HOME = "bayesify.methods"
+"""Importing it registers every kind; `import bayesify` alone loads nothing."""
 
 NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False"}
 """Types of fields whose values are checked, in words."""
@@ -133,6 +137,8 @@ def from_json(value: Any) -> Any:
         return tuple(from_json(each) for each in value)
     if not isinstance(value, dict):
         return value
+    if value.get("kind") not in _KINDS:
+        import_module(HOME)
     kind = _KINDS.get(value.get("kind", ""))
     if kind is None:
         raise OptionError(

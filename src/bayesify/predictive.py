@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -83,7 +83,7 @@ class ClassPredictive(Predictive):
         return self.log_probs.exp()
 
     def log_prob(
-        self, target: Int[Tensor, "batch *positions"]
+        self, target: Integer[Tensor, "batch *positions"] | Bool[Tensor, "batch *positions"]
     ) -> Float[Tensor, "batch *positions"]:
         """Log probability of the class indices `target`, nats, per example (and position)."""
         return self.log_probs.gather(1, target.long().unsqueeze(1)).squeeze(1)
@@ -133,7 +133,7 @@ class MultiLabelPredictive(Predictive):
         """Mean over samples of the probability that each label is on."""
         return torch.sigmoid(self.logits).mean(0)
 
-    def log_prob(self, target: Float[Tensor, "batch labels"]) -> Float[Tensor, " batch"]:
+    def log_prob(self, target: Shaped[Tensor, "batch labels"]) -> Float[Tensor, " batch"]:
         """Joint log probability of all labels of an example, nats."""
         signed = torch.where(target > 0.5, self.logits, -self.logits)
         return mixture_log_prob(F.logsigmoid(signed).sum(-1))

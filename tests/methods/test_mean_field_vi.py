@@ -77,7 +77,15 @@ def scales_at(temperature: float, *, scale_lr: float) -> Tensor:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
     method = MeanFieldVI(
-        pretrain=None, epochs=100, lr=1e-3, scale_lr=scale_lr, temperature=temperature
+        pretrain=None,
+        epochs=100,
+        lr=1e-3,
+        scale_lr=scale_lr,
+        initial_scale=0.1,
+        prior_scale=1.0,
+        prior_relative=False,
+        prior_loc="zero",
+        temperature=temperature,
     )
     q = fit(net, (x, y), method, batch_size=32).q
     return torch.cat([each.flatten() for each in q.scale.values()]).detach()

@@ -8,7 +8,6 @@ from bayesify.report.tables import (
     cost_table,
     quality_table,
     table,
-    terminal_table,
     terminal_tables,
 )
 
@@ -17,7 +16,7 @@ from .fake import records, regression_records
 
 def printed(group, width=100):
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    console.print(terminal_table(group))
+    console.print(*terminal_tables(group, width))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -55,14 +54,14 @@ def test_standard_errors_need_several_seeds():
 
 
 @pytest.mark.parametrize("seeds", [1, 5])
-def test_the_terminal_table_fits_a_hundred_characters(seeds):
+def test_the_terminal_tables_fit_a_hundred_characters(seeds):
     (group,) = groups(records(seeds))
     text = printed(group)
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
     for label in ("map+ts", "ensemble", "bali"):
         assert label in text
-    for title in ("Acc %↑", "NLL↓", "AUROC %↑", "Fit↓", "Predict↓"):
+    for title in ("Acc %↑", "NLL↓", "Brier↓", "AUROC %↑", "Stored↓", "Disk↓", "Epoch↓", "Predict↓"):
         assert title in text
 
 
@@ -81,7 +80,7 @@ def test_a_value_that_is_missing_is_a_dash():
 
 def test_a_narrow_terminal_gets_two_tables_that_fit():
     (group,) = groups(records())
-    assert len(terminal_tables(group, 110)) == 1
+    assert len(terminal_tables(group, 200)) == 1
     quality, price = terminal_tables(group, 80)
     console = Console(file=io.StringIO(), width=80)
     console.print(quality, price)

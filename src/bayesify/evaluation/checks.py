@@ -5,7 +5,6 @@ refused here rather than turned into something.
 """
 
 import torch
-from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from bayesify.errors import DataError, ShapeError
@@ -14,10 +13,8 @@ SUM_TOLERANCE = 1e-2
 """Wide enough for bfloat16 probabilities, far too narrow for logits."""
 
 
-def check_classes(
-    probs: Float[Tensor, "examples classes"], target: Int[Tensor, " examples"]
-) -> None:
-    """Refuse anything but probabilities that sum to one and class indices within range."""
+def check_classes(probs: Tensor, target: Tensor) -> None:
+    """Refuse all but probabilities (N, C) that sum to one and class indices (N,) within range."""
     if probs.ndim != 2 or target.shape != probs.shape[:1]:
         raise ShapeError(
             f"expected probabilities (N, C) and class indices (N,), got {tuple(probs.shape)} and "
@@ -38,10 +35,8 @@ def check_classes(
         )
 
 
-def check_labels(
-    probs: Float[Tensor, "examples labels"], target: Shaped[Tensor, "examples labels"]
-) -> None:
-    """Refuse anything but one probability per label and labels of 0 and 1."""
+def check_labels(probs: Tensor, target: Tensor) -> None:
+    """Refuse anything but one probability per label (N, L) and labels of 0 and 1 (N, L)."""
     if probs.ndim != 2 or target.shape != probs.shape:
         raise ShapeError(
             f"expected probabilities and labels of one shape (N, L), got {tuple(probs.shape)} and "
@@ -52,9 +47,7 @@ def check_labels(
         raise DataError("expected labels of 0 and 1 only, got other values.")
 
 
-def check_values(
-    mean: Float[Tensor, "examples dims"], target: Float[Tensor, "examples dims"]
-) -> None:
+def check_values(mean: Tensor, target: Tensor) -> None:
     """Refuse anything but finite values of one shape (N, D), at least one."""
     if mean.ndim != 2 or target.shape != mean.shape:
         raise ShapeError(
@@ -65,7 +58,7 @@ def check_values(
     _check_finite(target)
 
 
-def check_scores(scores: Float[Tensor, " examples"]) -> None:
+def check_scores(scores: Tensor) -> None:
     """Refuse anything but a vector of finite scores, at least one."""
     if scores.ndim != 1:
         raise ShapeError(f"expected one score per example (N,), got {tuple(scores.shape)}.")

@@ -16,6 +16,7 @@ from bayesify.evaluation.checks import check_scores
 from bayesify.types import Named
 
 Scores = Float[Tensor, " examples"]
+OtherScores = Float[Tensor, " others"]
 
 
 def id_score(values: Named) -> Scores:
@@ -35,7 +36,7 @@ def id_score(values: Named) -> Scores:
     raise ShapeError(f"expected values with `entropy` or `variance`, got {sorted(values)}.")
 
 
-def auroc(score_id: Scores, score_ood: Scores) -> float:
+def auroc(score_id: Scores, score_ood: OtherScores) -> float:
     """P(score of an ID example > score of an OOD example), ties counting half.
 
     Example:
@@ -45,12 +46,12 @@ def auroc(score_id: Scores, score_ood: Scores) -> float:
     return float(roc_auc_score(*_labelled(score_id, score_ood)))
 
 
-def aupr(score_id: Scores, score_ood: Scores) -> float:
+def aupr(score_id: Scores, score_ood: OtherScores) -> float:
     """Average precision with ID as positive class; depends on the share of ID examples."""
     return float(average_precision_score(*_labelled(score_id, score_ood)))
 
 
-def fpr95(score_id: Scores, score_ood: Scores) -> float:
+def fpr95(score_id: Scores, score_ood: OtherScores) -> float:
     """Share of OOD examples taken for ID at the strictest threshold that keeps 95 % of ID.
 
     Example:
@@ -62,7 +63,9 @@ def fpr95(score_id: Scores, score_ood: Scores) -> float:
     return float(fpr[np.argmax(tpr >= 0.95)])
 
 
-def roc_curve(score_id: Scores, score_ood: Scores, *, points: int = 200) -> dict[str, list[float]]:
+def roc_curve(
+    score_id: Scores, score_ood: OtherScores, *, points: int = 200
+) -> dict[str, list[float]]:
     """The curve (false positive rate, true positive rate), thinned to at most `points` points.
 
     The points kept lie on the curve, evenly along its length, both ends included. JSON-ready.

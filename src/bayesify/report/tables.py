@@ -53,14 +53,12 @@ def cost_table(group: Group) -> Table:
     return table(group, group.costs)
 
 
-def terminal_table(group: Group) -> RichTable:
-    """The most important numbers of a group, within 100 characters; the best are bold."""
-    return _drawn(group, BRIEF, caption(group))
-
-
 def terminal_tables(group: Group, width: int) -> list[RichTable]:
-    """`terminal_table` where it fits into `width` characters, else quality and cost apart."""
-    whole = terminal_table(group)
+    """The most important numbers; the best are bold.
+
+    One table where it fits into `width` characters, else quality and cost apart.
+    """
+    whole = _drawn(group, BRIEF, caption(group))
     if measure_width(whole) <= width:
         return [whole]
     quality = [name for name in BRIEF if name not in COST]
