@@ -1,4 +1,7 @@
-"""Regression with error bars: what each method says where it has seen no data."""
+"""Regression with error bars: what each method says where it has seen no data.
+
+The ensemble widens in the gap; MAP cannot, and a mean-field posterior around one network hardly does.
+"""
 
 import torch
 from torch import nn
@@ -10,13 +13,11 @@ x, y = sinc(200, noise=0.05, generator=torch.Generator().manual_seed(0))
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(1, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 1))
 
-train = bayesify.MAP(epochs=400, lr=1e-2)
+train = bayesify.MAP(epochs=150, lr=1e-2)
 methods = {
     "MAP": train,
-    "ensemble of 5": bayesify.Ensemble(members=5, epochs=400, lr=1e-2),
-    "mean-field VI": bayesify.MeanFieldVI(
-        pretrain=train, epochs=400, lr=1e-2, temperature=1.0, prior_loc="zero", prior_scale=1.0
-    ),
+    "ensemble of 5": bayesify.Ensemble(members=5, epochs=150, lr=1e-2),
+    "mean-field VI": bayesify.MeanFieldVI(pretrain=train, epochs=100),
 }
 places = {
     "among the data": x[:5],

@@ -7,8 +7,11 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 import bayesify
+from bayesify.predictive import mixture_log_prob
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "bayesify"
@@ -233,3 +236,8 @@ def test_no_path_of_a_machine_is_tracked():
         if (ROOT / name).is_file() and machine.search((ROOT / name).read_bytes())
     ]
     assert found == []
+
+
+def test_the_shapes_in_signatures_are_checked_while_tests_run():
+    with pytest.raises(TypeCheckError, match="samples \\*batch"):
+        mixture_log_prob(torch.ones(2, 3, dtype=torch.int64))
