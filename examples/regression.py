@@ -1,6 +1,6 @@
 """Regression with error bars: what each method says where it has seen no data.
 
-The ensemble widens in the gap; MAP cannot, and a mean-field posterior around one network hardly does.
+The ensemble widens in the gap; MAP cannot, and mean-field around one network hardly does.
 """
 
 import torch

@@ -301,3 +301,10 @@ def test_seconds_of_the_method_itself_are_apart_from_those_of_all():
 
 def test_versions_are_recorded():
     assert set(versions()) == {"bayesify", "torch", "python"}
+
+
+def test_the_seed_decides_the_starts_and_not_the_order_alone():
+    method = Ensemble(members=2, epochs=1, lr=1e-9)
+    first, other = (fit(net(), (X, Y), method, seed=seed).q.members.named() for seed in (1, 2))
+    for name, each in first.items():
+        assert (each - other[name]).abs().max() > 0.05

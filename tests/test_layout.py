@@ -220,6 +220,7 @@ def test_each_test_file_mirrors_a_module():
         source = SOURCE / relative.parent / path.name.removeprefix("test_")
         package = SOURCE / path.stem.removeprefix("test_") / "__init__.py"
         own = relative.parts[0] in {"conformance", "test_layout.py"}
+        own |= (ROOT / path.stem.removeprefix("test_")).is_dir()  # examples, benchmarks
         assert own or source.exists() or package.exists(), relative
 
 

@@ -79,6 +79,7 @@ def test_gaussian_with_learnt_noise_is_torchs():
     want = D.Normal(outputs[..., 0], math.exp(0.7)).log_prob(target)
     torch.testing.assert_close(likelihood.log_prob(outputs, target).detach(), want)
     assert likelihood.predictive(outputs).scale.item() == pytest.approx(math.exp(0.7))
+    assert not likelihood.predictive(outputs).scale.requires_grad
 
 
 def test_gaussian_reads_noise_from_the_output():

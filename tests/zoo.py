@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesify.forward import read_tensor
+from bayesify.likelihoods import Categorical
+from bayesify.methods.base import Problem
 from bayesify.types import Inputs
 
 CLASSES = 3
@@ -146,6 +149,18 @@ class Net:
 
     def inputs(self, size: int, seed: int = 0) -> Inputs:
         return self.draw(size, torch.Generator().manual_seed(seed))
+
+    def problem(self, *, vectorize: bool = True) -> Problem:
+        return Problem(
+            model=self.model(),
+            likelihood=Categorical(),
+            num_data=48,
+            steps_per_epoch=3,
+            example=self.inputs(16),
+            readout=read_tensor,
+            vectorize=vectorize and self.vectorizes,
+            generator=torch.Generator().manual_seed(0),
+        )
 
     def data(self, size: int = 48, seed: int = 1) -> torch.utils.data.Dataset:
         return Pairs(self.inputs(size, seed), _signal(self.inputs(size, seed)))

@@ -16,9 +16,8 @@ from torch.utils.data import DataLoader
 
 import bayesify
 from bayesify import METHODS, Posterior, WeightPosterior, fit
-from bayesify.forward import can_vectorize, read_tensor
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
-from bayesify.methods.base import Method, Problem
+from bayesify.methods.base import Method
 from bayesify.options import from_json, to_json
 from bayesify.weights.named import buffers_of, weights_of
 
@@ -46,20 +45,6 @@ def small(method: Method, **changes: Any) -> Any:
 def fitted(name: str, net: str = "mlp", *, seed: int = 0, **changes: Any) -> Posterior:
     model, data = NETS[net].model(), NETS[net].data()
     return fit(model, data, small(METHODS[name](), **changes), seed=seed, batch_size=16)
-
-
-def problem_of(net: str) -> Problem:
-    model, example = NETS[net].model(), NETS[net].inputs(16)
-    return Problem(
-        model=model,
-        likelihood=Categorical(),
-        num_data=48,
-        steps_per_epoch=3,
-        example=example,
-        readout=read_tensor,
-        vectorize=can_vectorize(model),
-        generator=torch.Generator().manual_seed(0),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +258,7 @@ def test_the_record_tells_how_it_was_fitted(name, posterior_of):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_moves_every_parameter_and_the_predictions(name):
-    method, problem = small(METHODS[name]()), problem_of("mlp")
+    method, problem = small(METHODS[name]()), NETS["mlp"].problem()
     run, data = method.start(problem), NETS["mlp"].data()
     x = NETS["mlp"].inputs(5)
     before = copy.deepcopy(run.posterior().q.state_dict())

@@ -5,30 +5,16 @@ from torch import nn
 from bayesify import MAP, Ensemble, OptionError, fit, forward
 from bayesify.distributions.particles import Particles
 from bayesify.errors import UnsupportedModelError
-from bayesify.forward import read_tensor
-from bayesify.likelihoods import Categorical
-from bayesify.methods.base import Problem
 from bayesify.methods.ensemble import fresh_starts, train_members
 
 from ..zoo import NETS
 
 
-def problem(net: str, *, vectorize: bool) -> Problem:
-    return Problem(
-        model=NETS[net].model(),
-        likelihood=Categorical(),
-        num_data=48,
-        steps_per_epoch=3,
-        example=NETS[net].inputs(16),
-        readout=read_tensor,
-        vectorize=vectorize,
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
 def trained(net: str, starts: list[nn.Module], *, vectorize: bool) -> Particles:
     q = Particles.of_models(starts)
-    run = train_members(problem(net, vectorize=vectorize), q, epochs=4, lr=0.01, prior_scale=1.0)
+    run = train_members(
+        NETS[net].problem(vectorize=vectorize), q, epochs=4, lr=0.01, prior_scale=1.0
+    )
     data = NETS[net].data()
     for step in range(12):
         rows = slice(16 * (step % 3), 16 * (step % 3) + 16)

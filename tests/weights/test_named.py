@@ -63,6 +63,7 @@ def test_sizes():
 def test_assigning_writes_weights_and_buffers_in_place():
     model, other = NETS["cnn"].model(0), NETS["cnn"].model(1)
     other[1].running_mean.fill_(3)
+    other[1].num_batches_tracked.fill_(5)
     places = [id(each) for each in (*model.parameters(), *model.buffers())]
     assign_(model, weights_of(other) | buffers_of(other))
     assert places == [id(each) for each in (*model.parameters(), *model.buffers())]

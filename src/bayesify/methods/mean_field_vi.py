@@ -53,10 +53,10 @@ class MeanFieldVI:
     )
     where: Where = option(all_weights, help="which weights are random")
     epochs: int = option(30, help="passes over the data with random weights", at_least=1)
-    lr: float = option(1e-3, help="initial learning rate of the means", above=0)
+    lr: float = option(3e-4, help="initial learning rate of the means", above=0)
     scale_lr: float = option(3e-2, help="initial learning rate of the scales", above=0)
     initial_scale: float = option(
-        0.1, help="initial posterior scale, relative to each tensor's root mean square", above=0
+        0.05, help="initial posterior scale, relative to each tensor's root mean square", above=0
     )
     prior_scale: float = option(0.3, help="standard deviation of the prior", above=0)
     prior_relative: bool = option(
