@@ -12,9 +12,8 @@ from ..zoo import NETS
 
 def trained(net: str, starts: list[nn.Module], *, vectorize: bool) -> Particles:
     q = Particles.of_models(starts)
-    run = train_members(
-        NETS[net].problem(vectorize=vectorize), q, epochs=4, lr=0.01, prior_scale=1.0
-    )
+    problem = NETS[net].problem(vectorize=vectorize)
+    run = train_members(problem, q, epochs=4, lr=0.01, prior_scale=1.0)
     data = NETS[net].data()
     for step in range(12):
         rows = slice(16 * (step % 3), 16 * (step % 3) + 16)

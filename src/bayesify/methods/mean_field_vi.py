@@ -63,7 +63,7 @@ class MeanFieldVI:
         True, help="whether prior_scale is relative to each tensor's root mean square"
     )
     prior_loc: str = option(
-        "start", help="where the prior is centred: the start, or zero", choices=("start", "zero")
+        "start", help="where the prior is centred: the start, or zero", choices=("zero", "start")
     )
     temperature: float = option(
         0.1, help="weight T of the KL term; 1 is Bayes, less is tempered", at_least=0
