@@ -190,9 +190,9 @@ class WeightPosterior(Posterior):
 
     @property
     def trainable_parameters(self) -> int:
-        """Parameters of q and of the likelihood."""
+        """Parameters of q and of the likelihood that want a gradient."""
         learnt = [*self.q.parameters(), *self.likelihood.parameters()]
-        return sum(each.numel() for each in learnt)
+        return sum(each.numel() for each in learnt if each.requires_grad)
 
     @property
     def stored_parameters(self) -> int:

@@ -92,3 +92,21 @@ def test_a_learnt_noise_is_shared_and_the_loss_is_the_sum():
     assert posterior.trainable_parameters == 3 * 5 + 1
     (entry,) = posterior.record.history
     assert entry["loss"] == pytest.approx(3 * entry["nll"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [MAP(epochs=2), Ensemble(members=2, epochs=2)])
+def test_frozen_weights_stay_as_they_are(method):
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    net[0].requires_grad_(False)
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    posterior = fit(net, (x, torch.arange(40) % 3), method)
+    for member in posterior.q.sample(1)["0.weight"]:
+        assert torch.equal(member, net[0].weight)
+    assert (posterior.q.sample(1)["2.weight"] - net[2].weight).abs().max() > 1e-3
+    assert posterior.trainable_parameters == len(posterior.q.sample(1)["2.bias"]) * 27
+
+
+def test_nothing_to_train_is_refused():
+    net = nn.Linear(4, 3).requires_grad_(False)
+    with pytest.raises(UnsupportedModelError, match="frozen"):
+        fit(net, (torch.randn(40, 4), torch.arange(40) % 3), MAP())

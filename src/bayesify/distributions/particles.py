@@ -38,11 +38,18 @@ class Particles(WeightDistribution):
 
     @classmethod
     def of_models(cls, models: list[nn.Module]) -> Self:
-        """The members are the present weights and buffers of `models`, which stay unchanged."""
-        return cls(
+        """The members are the present weights and buffers of `models`, which stay unchanged.
+
+        Weights that the models have frozen (`requires_grad=False`) are held, but not learnt.
+        """
+        q = cls(
             stacked([weights_of(model) for model in models]),
             stacked([buffers_of(model) for model in models]),
         )
+        frozen = {name for name, each in models[0].named_parameters() if not each.requires_grad}
+        for name, member in q.members.named().items():
+            member.requires_grad_(name not in frozen)
+        return q
 
     @classmethod
     def from_state(cls, state: Named) -> Self:

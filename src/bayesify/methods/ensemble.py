@@ -71,6 +71,13 @@ def train_members(
     problem: Problem, q: Particles, *, epochs: int, lr: float, prior_scale: float
 ) -> GradientRun:
     """A run that trains the members of q independently, each to its own mode."""
+    learnt = [each for each in q.parameters() if each.requires_grad]
+    if not learnt:
+        raise UnsupportedModelError(
+            f"every weight of {type(problem.model).__name__} is frozen (requires_grad=False), so "
+            f"there is nothing to train; unfreeze some, or start from the trained network with "
+            f"`pretrain=None`."
+        )
     problem.model.train()
     chunk_size = default_chunk_size(
         activation_bytes(problem.model, q, problem.example),
@@ -92,7 +99,7 @@ def train_members(
         return {"loss": losses.sum(), "nll": losses.detach().mean()}
 
     groups = [
-        {"params": list(q.parameters()), "lr": lr},
+        {"params": learnt, "lr": lr},
         {
             "params": list(problem.likelihood.parameters()),
             "lr": LIKELIHOOD_RATE * lr,
@@ -116,6 +123,8 @@ def train_members(
 def fresh_starts(model: nn.Module, members: int, generator: torch.Generator) -> list[nn.Module]:
     """M copies of `model`, each initialised anew by its modules' own `reset_parameters`.
 
+    Modules whose weights are all frozen keep them.
+
     Raises:
         UnsupportedModelError: when a module owns weights but has no way to draw them anew.
     """
@@ -128,6 +137,9 @@ def fresh_starts(model: nn.Module, members: int, generator: torch.Generator) -> 
 
 
 def _reset_(name: str, module: nn.Module) -> None:
+    own = list(module.parameters(recurse=False))
+    if own and not any(each.requires_grad for each in own):
+        return
     for method in ("reset_parameters", "_reset_parameters"):  # the latter: torch's attention
         if callable(reset := getattr(module, method, None)):
             reset()
