@@ -171,10 +171,10 @@ def predict_cost(name: str, batch: int, repetitions: int) -> dict[str, Any]:
 
 
 def import_cost(repetitions: int) -> dict[str, float]:
-    """Seconds that `import bayesify` adds to `import torch`, each in a process of its own."""
+    """Seconds that bayesify, with all a fit needs, adds to `import torch`; in fresh processes."""
     program = (
         "import time; import torch; start = time.perf_counter(); import bayesify; "
-        "print(time.perf_counter() - start)"
+        "bayesify.fit, bayesify.STF, bayesify.load; print(time.perf_counter() - start)"
     )
     seconds = [
         float(
