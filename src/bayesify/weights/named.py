@@ -53,11 +53,6 @@ def count(named: Named) -> int:
     return sum(each.numel() for each in named.values())
 
 
-def nbytes(named: Named) -> int:
-    """How many bytes the tensors hold."""
-    return sum(each.numel() * each.element_size() for each in named.values())
-
-
 def assign_(model: nn.Module, named: Named) -> None:
     """Write `named` into the model's parameters and buffers of those names, in place."""
     places: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
