@@ -47,7 +47,8 @@ class Name:
         return GradientRun(
             terms,
             adam(groups),
-            total_steps=self.epochs * problem.steps_per_epoch,
+            epochs=self.epochs,
+            steps_per_epoch=problem.steps_per_epoch,
             posterior=lambda: WeightPosterior(
                 problem.model,
                 q,

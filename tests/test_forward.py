@@ -8,6 +8,9 @@ from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
 from bayesify.errors import UnsupportedModelError
 from bayesify.likelihoods import Categorical
+from bayesify.weights.linear_maps import roles
+from bayesify.weights.named import weights_of
+from bayesify.weights.taped import Tape
 
 from .zoo import NETS, BranchingNet
 
@@ -222,3 +225,125 @@ def test_a_posterior_runs_as_many_at_once_as_the_rule_says(monkeypatch):
     posterior.outputs(x, chunk_size=3)
     want = forward.default_chunk_size(8 * 4, x, torch.device("cpu"))
     assert seen == [want, 3]
+
+
+# --- the tape
+
+
+def tape_of(name: str, members: int, *, vectorize: bool = True) -> tuple[Tensor, Tape, list[str]]:
+    """A backward pass of a loss of all members, float64, with weights of their own."""
+    model, x = net_and_batch(name)
+    model, x = model.double(), x.double()
+    layers = [each.weight for each in roles(model, x).maps]
+    weights = {
+        n: e + 0.3 * torch.randn(8, *e.shape, generator=seeded()).to(e)
+        for n, e in weights_of(model).items()
+    }
+    weights = {n: e[:members] for n, e in weights.items()}
+    out, tape = forward.tape(model, weights, lambda one: one, x, layers=layers, vectorize=vectorize)
+    torch.autograd.grad(out.sin().sum(), [tape.anchor])
+    return out, tape, layers
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
+def test_the_tape_of_all_members_at_once_is_that_of_each_alone(name):
+    out, tape, layers = tape_of(name, 4)
+    loop_out, loop, _ = tape_of(name, 4, vectorize=False)
+    one_out, one, _ = tape_of(name, 1)
+    assert layers
+    assert out.shape == (4, 3, 3)
+    assert (len(tape.calls), len(loop.calls), len(one.calls)) == (1, 4, 1)
+    torch.testing.assert_close(out, loop_out)
+    torch.testing.assert_close(out[:1], one_out)
+    for layer in layers:
+        for kind in (Tape.inputs, Tape.gradients):
+            whole, part, alone = (kind(each, layer) for each in (tape, loop, one))
+            assert len(whole) == len(part) == len(alone) == 1
+            torch.testing.assert_close(whole[0].expand_as(part[0]), part[0])
+            torch.testing.assert_close(part[0][:1], alone[0])
+        assert tape.gradients(layer)[0].flatten(1).norm(dim=1).min() > 0
+        assert len(tape.gradients(layer)[0]) == 4
+
+
+def test_what_all_members_see_is_noted_once():
+    _, tape, layers = tape_of("mlp", 4)
+    assert [len(tape.inputs(each)[0]) for each in layers] == [1, 4, 4]
+    _, loop, _ = tape_of("mlp", 4, vectorize=False)
+    assert [len(loop.inputs(each)[0]) for each in layers] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_the_tape_holds_both_uses_of_a_weight(vectorize):
+    class Twice(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(super().forward(x).tanh())
+
+    model, x = Twice(4, 4, bias=False).double(), torch.randn(5, 4).double()
+    weights = torch.randn(3, 4, 4).double()
+    out, tape = forward.tape(
+        model, weights, lambda one: {"weight": one}, x, layers=["weight"], vectorize=vectorize
+    )
+    torch.autograd.grad(out.square().sum(), [tape.anchor])
+    (first, second), gradients = tape.inputs("weight"), tape.gradients("weight")
+    hidden = (x @ weights.mT).tanh()
+    slope = 2 * hidden @ weights.mT
+    torch.testing.assert_close(first.expand(3, 5, 4), x.expand(3, 5, 4))
+    torch.testing.assert_close(second, hidden)
+    torch.testing.assert_close(gradients[0], (slope @ weights) * (1 - hidden.square()))
+    torch.testing.assert_close(gradients[1], slope)
+
+
+def test_a_second_backward_pass_overwrites_the_tape():
+    model, x = net_and_batch("mlp")
+    weights = {n: torch.randn(2, *e.shape) for n, e in weights_of(model).items()}
+    out, tape = forward.tape(model, weights, lambda one: one, x, layers=["4.weight"])
+    torch.autograd.grad(out.sum(), [tape.anchor], retain_graph=True)
+    torch.autograd.grad(7 * out.sum(), [tape.anchor])
+    assert torch.equal(tape.gradients("4.weight")[0], torch.full((2, 3, 3), 7.0))
+
+
+def test_a_loss_of_one_member_leaves_the_others_without_gradient():
+    model, x = net_and_batch("mlp")
+    weights = {n: torch.randn(2, *e.shape) for n, e in weights_of(model).items()}
+    out, tape = forward.tape(model, weights, lambda one: one, x, layers=["0.weight"])
+    torch.autograd.grad(out[1].sum(), [tape.anchor])
+    gradient = tape.gradients("0.weight")[0]
+    assert gradient[0].abs().sum() == 0
+    assert gradient[1].abs().sum() > 0
+
+
+def test_a_recurrent_net_is_taped_in_a_loop_or_refused_with_the_way_out():
+    _, tape, layers = tape_of("lstm", 3, vectorize=False)
+    assert layers == ["head.weight"]
+    assert tape.gradients("head.weight")[0].shape == (3, 3, 3)
+    assert tape.is_output("head.weight")
+    with pytest.raises(UnsupportedModelError, match="pass `vectorize=False`"):
+        tape_of("lstm", 3)
+
+
+def test_the_tape_reads_objects_through_readout():
+    model, x = NETS["mapping"].model(), NETS["mapping"].inputs(3)
+    weights = {n: torch.randn(2, *e.shape) for n, e in weights_of(model).items()}
+    out, tape = forward.tape(model, weights, lambda one: one, x, layers=["head.weight"])
+    assert out.shape == (2, 3, 3)
+    assert tape.is_output("head.weight")
+    hidden, tape = forward.tape(
+        model, weights, lambda one: one, x, layers=["head.weight"], readout=lambda out: out.hidden
+    )
+    assert hidden.shape == (2, 3, 6)
+    assert not tape.is_output("head.weight")
+
+
+def test_the_tape_leaves_the_model_alone():
+    model, x = net_and_batch("cnn")
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    tape_of("cnn", 2)
+    weights = {n: torch.randn(2, *e.shape) for n, e in weights_of(model).items()}
+    buffers = {n: e.expand(2, *e.shape).clone() for n, e in model.named_buffers()}
+    out, tape = forward.tape(
+        model.train(), weights | buffers, lambda one: one, x, layers=["0.weight", "5.weight"]
+    )
+    torch.autograd.grad(out.sum(), [tape.anchor])
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+    assert all(each.grad is None for each in model.parameters())
+    assert not torch.equal(buffers["1.running_mean"][0], before["1.running_mean"])

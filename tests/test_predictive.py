@@ -1,7 +1,10 @@
 import math
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from scipy import integrate, stats
 from torch import distributions as D
 from torch.nn import functional as F
 
@@ -133,6 +136,92 @@ def test_variance_is_noise_plus_disagreement(mixture):
     one_scale = RegressionPredictive(mixture.loc, torch.tensor(0.5).double())
     torch.testing.assert_close(one_scale.aleatoric, torch.full((3, 2), 0.25).double())
     assert one_scale.log_prob(torch.zeros(3, 2).double()).shape == (3,)
+
+
+def student_t(mixture: RegressionPredictive, degrees: float) -> RegressionPredictive:
+    return RegressionPredictive(mixture.loc, mixture.scale, degrees)
+
+
+def scipys(mixture: RegressionPredictive) -> Any:
+    """The components, (S, B, D), with the variance that `scale` promises."""
+    nu = mixture.degrees
+    return stats.t(nu, mixture.loc.numpy(), mixture.scale.numpy() * math.sqrt((nu - 2) / nu))
+
+
+HEAVY = [2.05, 3, 4.5, 30, 1e8]
+
+
+@pytest.mark.parametrize("degrees", HEAVY)
+@pytest.mark.parametrize("far", [1.0, 1e3])
+def test_student_t_is_scipys(mixture, degrees, far):
+    heavy = student_t(mixture, degrees)
+    target = far * torch.randn(3, 2).double()
+    joint = torch.from_numpy(scipys(heavy).logpdf(target.numpy())).sum(-1)
+    torch.testing.assert_close(heavy.log_prob(target), mixture_log_prob(joint), rtol=1e-6, atol=0)
+    below = torch.from_numpy(scipys(heavy).cdf(target.numpy())).mean(0)
+    torch.testing.assert_close(heavy.cdf(target), below, rtol=1e-6, atol=1e-300)
+
+
+@pytest.mark.parametrize("degrees", HEAVY)
+def test_the_student_t_density_integrates_to_its_distribution_function(mixture, degrees):
+    one = RegressionPredictive(mixture.loc[:, :1, :1], mixture.scale[:, :1, :1], degrees)
+
+    def at(y: float) -> torch.Tensor:
+        return torch.tensor([[y]], dtype=torch.float64)
+
+    ends = [-20.0, *one.loc.flatten().sort().values.tolist(), 20.0]
+    for low, high in pairwise(ends):
+        area, _ = integrate.quad(lambda y: one.log_prob(at(y)).exp().item(), low, high)
+        share = one.cdf(at(high)) - one.cdf(at(low))
+        assert area == pytest.approx(share.item(), abs=1e-8)
+
+
+@pytest.mark.parametrize("degrees", HEAVY)
+def test_student_t_quantiles_invert_the_distribution_function(mixture, degrees):
+    heavy = student_t(mixture, degrees)
+    for level in (1e-6, 0.05, 0.5, 0.999):
+        got = heavy.cdf(heavy.quantile(level))
+        torch.testing.assert_close(got, torch.full_like(got, level), rtol=1e-6, atol=1e-9)
+    alone = RegressionPredictive(mixture.loc[:1], mixture.scale[:1], degrees)
+    want = torch.from_numpy(scipys(alone).ppf(0.9)[0])
+    torch.testing.assert_close(alone.quantile(0.9), want)
+
+
+def test_student_t_noise_has_the_variance_of_the_normal(mixture):
+    heavy = student_t(mixture, 8)
+    drawn = scipys(heavy).rvs((20_000, *mixture.loc.shape), random_state=0)
+    y = torch.from_numpy(drawn).flatten(0, 1)
+    torch.testing.assert_close(heavy.variance, y.var(0), rtol=0.03, atol=0)
+    assert torch.equal(heavy.variance, mixture.variance)
+    assert torch.equal(heavy.mean, mixture.mean)
+
+
+@pytest.mark.parametrize("degrees", [1e6, 1e12, 1e300])
+def test_many_degrees_are_normal_noise(mixture, degrees):
+    heavy, target = student_t(mixture, degrees), torch.randn(3, 2).double()
+    for got, want in (
+        (heavy.log_prob(target), mixture.log_prob(target)),
+        (heavy.cdf(target), mixture.cdf(target)),
+        (heavy.quantile(0.95), mixture.quantile(0.95)),
+    ):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_student_t_keeps_the_dtype_and_bears_a_gradient(mixture, dtype):
+    loc = mixture.loc.to(dtype).requires_grad_()
+    heavy = RegressionPredictive(loc, torch.tensor(0.5, dtype=dtype), 4)
+    target = torch.zeros(3, 2, dtype=dtype)
+    assert heavy.cdf(target).dtype == heavy.quantile(0.9).dtype == dtype
+    assert not heavy.cdf(target).requires_grad
+    (slope,) = torch.autograd.grad(heavy.log_prob(target).sum(), loc)
+    assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("degrees", [2, 0.0, -3.0, math.inf, math.nan])
+def test_impossible_degrees_are_refused(mixture, degrees):
+    with pytest.raises(OptionError, match=r"degrees=.*: expected .* above 2 .*; pass 4"):
+        student_t(mixture, degrees)
 
 
 @pytest.mark.parametrize(

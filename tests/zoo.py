@@ -157,6 +157,7 @@ class Net:
             num_data=48,
             steps_per_epoch=3,
             example=self.inputs(16),
+            inputs=lambda: iter([self.inputs(16)]),
             readout=read_tensor,
             vectorize=vectorize and self.vectorizes,
             generator=torch.Generator().manual_seed(0),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bayesify.cost import CostMeter
     from bayesify.distributions.base import WeightDistribution
     from bayesify.distributions.kl import kl_divergence
+    from bayesify.distributions.matrix_normal import MatrixNormal
     from bayesify.distributions.mean_field import MeanField
     from bayesify.distributions.particles import Particles
     from bayesify.errors import (
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         DataError,
         DivergenceError,
         LoadError,
+        NotPositiveDefiniteError,
         OptionError,
         ShapeError,
         UnsupportedLayerError,
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from bayesify.fitting import fit
     from bayesify.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
     from bayesify.methods import METHODS
-    from bayesify.methods.base import Method, Problem, Run
+    from bayesify.methods.bali import BALI
+    from bayesify.methods.base import Method, Problem, Run, StreamRun
     from bayesify.methods.ensemble import Ensemble
     from bayesify.methods.map import MAP
     from bayesify.methods.mean_field_vi import MeanFieldVI
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     )
     from bayesify.priors import NormalPrior, Prior
     from bayesify.progress import ProgressBar
+    from bayesify.streaming import resume
     from bayesify.version import __version__
     from bayesify.weights.select import all_weights, first_layer, last_layer, matching
 
@@ -57,15 +61,18 @@ _HOME = {
     "Evaluation": "bayesify.evaluation.evaluate",
     "save": "bayesify.persistence",
     "load": "bayesify.persistence",
+    "resume": "bayesify.streaming",
     # methods
     "MAP": "bayesify.methods.map",
     "Ensemble": "bayesify.methods.ensemble",
     "MeanFieldVI": "bayesify.methods.mean_field_vi",
+    "BALI": "bayesify.methods.bali",
     "STF": "bayesify.methods.stf",
     "METHODS": "bayesify.methods",
     "Method": "bayesify.methods.base",
     "Problem": "bayesify.methods.base",
     "Run": "bayesify.methods.base",
+    "StreamRun": "bayesify.methods.base",
     # posteriors and predictives
     "Posterior": "bayesify.posterior",
     "WeightPosterior": "bayesify.posterior",
@@ -85,6 +92,7 @@ _HOME = {
     # your own loop
     "WeightDistribution": "bayesify.distributions.base",
     "MeanField": "bayesify.distributions.mean_field",
+    "MatrixNormal": "bayesify.distributions.matrix_normal",
     "Particles": "bayesify.distributions.particles",
     "kl_divergence": "bayesify.distributions.kl",
     "negative_elbo": "bayesify.objective",
@@ -107,6 +115,7 @@ _HOME = {
     "DataError": "bayesify.errors",
     "DivergenceError": "bayesify.errors",
     "LoadError": "bayesify.errors",
+    "NotPositiveDefiniteError": "bayesify.errors",
     "OptionError": "bayesify.errors",
     "ShapeError": "bayesify.errors",
     "UnsupportedLayerError": "bayesify.errors",

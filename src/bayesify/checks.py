@@ -34,7 +34,7 @@ def check_data(
     batches = 0
     for number, batch in enumerate(loader):
         inputs, target = split_batch(batch)
-        _check_finite(inputs, target, number)
+        check_finite(inputs, target, f"batch {number}")
         if first is None:
             first = to_device(inputs, device)
             output = _try(model, first, readout)
@@ -55,13 +55,14 @@ def check_data(
     return first, batches
 
 
-def _check_finite(inputs: Inputs, target: Tensor, number: int) -> None:
+def check_finite(inputs: Inputs, target: Tensor, where: str) -> None:
+    """Raise `DataError` when a number of a batch is NaN or infinite; `where` begins the message."""
     named = [("inputs", each) for each in tensors_of(inputs)] + [("targets", target)]
     for what, tensor in named:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise DataError(
-                f"batch {number}: {bad} of {tensor.numel()} numbers in the {what} are NaN or "
+                f"{where}: {bad} of {tensor.numel()} numbers in the {what} are NaN or "
                 f"infinite; expected finite numbers. Drop or impute these examples."
             )
 

@@ -33,5 +33,9 @@ class DivergenceError(BayesifyError, ArithmeticError):
     """Training produced a loss that is not finite."""
 
 
+class NotPositiveDefiniteError(BayesifyError, ArithmeticError):
+    """A matrix has no Cholesky factor; the message names it and its smallest eigenvalue."""
+
+
 class LoadError(BayesifyError):
     """A saved posterior is truncated, foreign, or does not fit the model."""

@@ -21,7 +21,7 @@ from bayesify.methods.base import Method, Problem
 from bayesify.modes import seeded
 from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior
-from bayesify.types import Readout
+from bayesify.types import Inputs, Readout
 from bayesify.version import __version__
 from bayesify.weights.named import assign_, weights_of
 
@@ -93,6 +93,7 @@ def fit(
             num_data=len(loader.dataset),  # type: ignore[arg-type]
             steps_per_epoch=steps,
             example=example,
+            inputs=lambda: _inputs(loader, next(model.parameters()).device),
             readout=readout,
             vectorize=can_vectorize(model) if vectorize is None else vectorize,
             generator=torch.Generator().manual_seed(seed),
@@ -100,14 +101,14 @@ def fit(
         for phase in phases:
             _rehearse(phase, problem)
         history: list[dict[str, Any]] = []
-        posterior, seconds = _train(problem, method, loader, callbacks, history)
+        posterior, seconds_per_epoch = _train(problem, method, loader, callbacks, history)
     posterior.record = FitRecord(
         options=options,
         seed=seed,
         num_data=problem.num_data,
         history=history,
         seconds=cost.seconds,
-        seconds_per_epoch=seconds / method.epochs,
+        seconds_per_epoch=seconds_per_epoch,
         peak_memory_bytes=cost.peak_memory_bytes,
         versions=versions(),
     )
@@ -141,6 +142,7 @@ def _rehearse(method: Method, problem: Problem) -> None:
         problem,
         model=copying.deepcopy(problem.model),
         likelihood=copying.deepcopy(problem.likelihood),
+        inputs=lambda: iter([problem.example]),
         generator=torch.Generator().manual_seed(0),
     )
     posterior = method.start(rehearsal).posterior()
@@ -155,7 +157,7 @@ def _train(
     callbacks: Sequence[Callback],
     history: list[dict[str, Any]],
 ) -> tuple[Posterior, float]:
-    """The posterior, and the seconds of the method's own epochs."""
+    """The posterior, and the seconds of an epoch of the method's own."""
     if method.pretrain is not None:
         trained, _ = _train(problem, method.pretrain, loader, callbacks, history)
         assign_(problem.model, trained.point())
@@ -163,10 +165,10 @@ def _train(
     run = method.start(problem)
     phase = type(method).__name__
     for callback in callbacks:
-        callback.on_phase_start(phase, method.epochs, problem.steps_per_epoch)
+        callback.on_phase_start(phase, run.epochs, problem.steps_per_epoch)
     try:
         with CostMeter(device) as cost:
-            for epoch in range(method.epochs):
+            for epoch in range(run.epochs):
                 logs = []
                 for batch in loader:
                     inputs, target = to_device(split_batch(batch), device)
@@ -180,7 +182,13 @@ def _train(
     finally:
         for callback in callbacks:
             callback.on_phase_end()
-    return run.posterior(), cost.seconds
+    return run.posterior(), cost.seconds / run.epochs
+
+
+def _inputs(loader: torch.utils.data.DataLoader, device: torch.device) -> Iterator[Inputs]:
+    """The inputs of all batches."""
+    for batch in loader:
+        yield to_device(split_batch(batch)[0], device)
 
 
 def _means(logs: list[dict[str, float]]) -> dict[str, float]:

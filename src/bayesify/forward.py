@@ -6,7 +6,7 @@ over many samples at once through `torch.vmap`, and never changed.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from bayesify.errors import UnsupportedModelError
 from bayesify.frozen import frozen_layers
 from bayesify.modes import attention_for_vmap
 from bayesify.types import Draw, Inputs, Named, Readout
+from bayesify.weights.taped import Tape, TapedWeight
 from bayesify.weights.trace import call_arguments, trace
 
 CPU_BUDGET = 2**20
@@ -114,6 +115,47 @@ def local_outputs(
             _call(model, q.local_weights(generator=generator), inputs, readout) for _ in range(n)
         ]
     return torch.stack(results)
+
+
+def tape(
+    model: nn.Module,
+    members: Draw,
+    weights: Callable[[Draw], Named],
+    inputs: Inputs,
+    *,
+    layers: Iterable[str],
+    vectorize: bool = True,
+    readout: Readout = read_tensor,
+) -> tuple[Float[Tensor, "members batch ..."], Tape]:
+    """What the model returns for each member, and what its layers were multiplied with.
+
+    Run `torch.autograd.grad(loss, [tape.anchor])` on a loss made of the outputs; then the tape
+    holds the gradients with respect to the layers' outputs too. No weight needs a gradient.
+
+    Args:
+        model: The network, in the mode the caller wants.
+        members: A pytree with leading axis M.
+        weights: Turns one member (without the axis) into what the model is called with.
+        inputs: One batch.
+        layers: Names of the weights that are taped.
+        vectorize: Whether members run at once.
+        readout: Turns what the model returns into a tensor.
+    """
+    record, taped = Tape(), set(layers)
+
+    def call(member: Draw) -> Tensor:
+        named = weights(member)
+        noted = {n: TapedWeight(each, n, record) for n, each in named.items() if n in taped}
+        return _call(model, named | noted, inputs, readout)
+
+    count = len(tree_leaves(members)[0])
+    results = []
+    with no_checkpointing():
+        for part in _parts(members, count if vectorize else 1):
+            record.calls.append({})
+            results.append(_over_samples(call, part))
+            record.outputs = results[-1]
+    return (results[0] if len(results) == 1 else torch.cat(results)), record
 
 
 def can_vectorize(model: nn.Module) -> bool:

@@ -161,11 +161,16 @@ class MultiLabelPredictive(Predictive):
 
 @dataclass(frozen=True)
 class RegressionPredictive(Predictive):
-    """Mixture of S Gaussians per output dimension.
+    """Mixture of S Gaussians, or of S Student-t distributions, per output dimension.
 
     Args:
         loc: Mean of each sample, (S, B, D), in the units of the target.
         scale: Noise standard deviation of each sample, broadcastable to `loc`.
+        degrees: None for normal noise; a number nu above 2 for Student-t noise with nu degrees of
+            freedom *and the standard deviation* `scale`: no moment below depends on it.
+
+    Raises:
+        OptionError: when `degrees` is no finite number above 2.
 
     Example:
         >>> predictive = RegressionPredictive(torch.tensor([[[0.0]], [[2.0]]]), torch.ones(1))
@@ -175,7 +180,11 @@ class RegressionPredictive(Predictive):
 
     loc: Float[Tensor, "samples batch dims"]
     scale: Float[Tensor, "..."]
+    degrees: float | None = None
     task: ClassVar[str] = "regression"
+
+    def __post_init__(self) -> None:
+        check_degrees(self.degrees)
 
     @property
     def mean(self) -> Float[Tensor, "batch dims"]:
@@ -198,14 +207,20 @@ class RegressionPredictive(Predictive):
         return self.aleatoric + self.epistemic
 
     def log_prob(self, target: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:
-        """Joint log density of all dimensions of an example, nats."""
+        """Joint log density of all dimensions of an example, nats.
+
+        The dimensions are independent given the weights.
+        """
         residual = (target.reshape(self.loc.shape[1:]) - self.loc) / self.scale
-        density = -0.5 * residual.square() - self.scale.log() - 0.5 * math.log(2 * math.pi)
+        density = _noise_log_density(residual, self.degrees) - self.scale.log()
         return mixture_log_prob(density.sum(-1))
 
     def cdf(self, value: Float[Tensor, "batch dims"]) -> Float[Tensor, "batch dims"]:
-        """P(y <= value), per dimension."""
-        return torch.special.ndtr((value - self.loc) / self.scale).mean(0)
+        """P(y <= value), per dimension.
+
+        With `degrees` it is computed on the CPU, in double precision, and carries no gradient.
+        """
+        return _noise_cdf((value - self.loc) / self.scale, self.degrees).mean(0)
 
     def quantile(self, level: float) -> Float[Tensor, "batch dims"]:
         """The value below which the mixture holds the share `level` in (0, 1), per dimension.
@@ -217,9 +232,7 @@ class RegressionPredictive(Predictive):
         """
         if not 0 < level < 1:
             raise OptionError(f"level={level}: expected a share above 0 and below 1.")
-        z = torch.special.ndtri(
-            torch.as_tensor(level, dtype=self.loc.dtype, device=self.loc.device)
-        )
+        z = _noise_quantile(level, self.degrees)
         per_sample = self.loc + z * self.scale  # (S, B, D)
         low, high = per_sample.amin(0), per_sample.amax(0)
         for _ in range(60):  # halves the bracket beyond double precision
@@ -231,6 +244,56 @@ class RegressionPredictive(Predictive):
     def summary(self) -> Named:
         """`mean`, `variance` and `epistemic`, each (B, D)."""
         return {"mean": self.mean, "variance": self.variance, "epistemic": self.epistemic}
+
+
+def check_degrees(degrees: float | None) -> None:
+    """Refuse degrees of freedom with which Student-t noise has no variance to match.
+
+    Raises:
+        OptionError: when `degrees` is neither None nor a finite number above 2.
+    """
+    number = isinstance(degrees, int | float) and 2 < degrees < math.inf
+    if degrees is not None and not number:
+        raise OptionError(
+            f"degrees={degrees!r}: expected a finite number above 2 (Student-t noise has a "
+            f"variance only there) or None; pass 4 for heavy tails, None for normal noise."
+        )
+
+
+# Noise of mean 0 and variance 1: normal, or with nu = `degrees` Student-t, shrunk by
+# sqrt((nu - 2) / nu) to that variance. torch has no incomplete beta function, and scipy, which
+# has, takes long to import: only those who ask for Student-t noise pay for it.
+
+
+def _noise_log_density(z: Tensor, degrees: float | None) -> Tensor:
+    if degrees is None:
+        return -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
+    from scipy.special import betaln
+
+    # t^2 / nu = z^2 / (nu - 2), so that nu has left the normaliser but for the beta function
+    constant = float(betaln(degrees / 2, 0.5)) + 0.5 * math.log(degrees - 2)
+    return -0.5 * (degrees + 1) * torch.log1p(z.square() / (degrees - 2)) - constant
+
+
+def _noise_cdf(z: Tensor, degrees: float | None) -> Tensor:
+    if degrees is None:
+        return torch.special.ndtr(z)
+    from scipy.special import stdtr
+
+    t = z.detach().cpu().double() / _shrinkage(degrees)
+    return torch.as_tensor(stdtr(degrees, t.numpy())).to(z)
+
+
+def _noise_quantile(level: float, degrees: float | None) -> float:
+    if degrees is None:
+        return torch.special.ndtri(torch.tensor(level, dtype=torch.float64)).item()
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, level)) * _shrinkage(degrees)
+
+
+def _shrinkage(degrees: float) -> float:
+    return math.sqrt((degrees - 2) / degrees)
 
 
 def _binary_entropy(probs: Tensor) -> Tensor:

@@ -25,6 +25,10 @@ def place(tmp_path_factory):
     rng = np.random.default_rng(0)
     y = np.arange(120) % 2
     np.savez(root / "blobs.npz", x=rng.normal(size=(120, 3)) + 2 * y[:, None], y=y)
+    folds = np.arange(30).reshape(3, 10)
+    np.savez(
+        root / "folds.npz", x=rng.normal(size=(60, 2)), y=rng.normal(size=60), test_index=folds
+    )
     np.savez(root / "new.npz", x=rng.normal(size=(4, 3)))
     np.savez(root / "wide.npz", x=rng.normal(size=(4, 5)))
     np.savez(root / "labels.npz", x=rng.normal(size=(90, 3)), y=rng.integers(0, 2, (90, 2)))
@@ -171,6 +175,30 @@ def test_compare_takes_a_file_and_flags_win(bayesify_, place, tmp_path):
     assert [each["label"] for each in config["methods"]] == ["map epochs=1", "map epochs=2"]
 
 
+def test_compare_averages_over_folds_beside_published_numbers(bayesify_, place, tmp_path):
+    (tmp_path / "s.toml").write_text(
+        'data = "folds.npz"\nmodels = "mlp-5"\nfolds = "all"\nvalidation_share = 0\nseeds = 0\n'
+        '[[method]]\nname = "map"\nepochs = 1\n'
+        '[[literature]]\nlabel = "PBP"\nsource = "A paper"\ndata.folds.nll = [2.5, 0.25]\n'
+    )
+    asked = ["compare", "--suite", tmp_path / "s.toml", "--data-dir", place, "--out", tmp_path]
+    code, out, err = bayesify_(*asked, "--print-config")
+    config = json.loads(out)
+    assert (config["folds"], config["validation_share"]) == ("all", 0)
+    assert config["literature"][0]["values"] == {"folds": {"nll": [2.5, 0.25]}}
+    code, out, err = bayesify_(*asked)
+    assert code == 0
+    assert "3 folds · 1 seed" in out
+    assert "2.50±0.25" in out
+    assert "* From the literature, not measured here: A paper" in out
+    assert "fold 2 · seed 0" in err
+    code, out, err = bayesify_(*asked, "--folds", "2,0", "--json")
+    assert "2 of 2 runs were done before" in err
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record.get("fold") for record in records] == [2, 0, None]
+    assert records[-1]["literature"] == "PBP"
+
+
 def test_the_usual_comparison(bayesify_):
     _, out, _ = bayesify_("compare", "--print-config")
     config = json.loads(out)
@@ -212,6 +240,13 @@ def test_a_failed_run_is_reported_and_the_others_are_kept(bayesify_, place, tmp_
         (["--methods", "maps"], "did you mean 'map'"),
         (["--methods", ","], "methods: expected at least one"),
         (["--seeds", "a"], "--seeds: expected whole numbers"),
+        (["--folds", "a"], "--folds: expected whole numbers"),
+        (["--folds", "1"], "digits takes no fold"),
+        (["--fold", "1"], "No such option"),
+        (["--model", "mlp-x"], "widths of the hidden layers"),
+        (["--validation-share", "0"], "map+ts: expected a validation part"),
+        (["--validation-share", "1"], "from 0 to less than 1"),
+        (["--set", "map.likelihood.warmth=1"], "likelihood has no option 'warmth'"),
         (["--set", "stf"], "expected NAME=VALUE"),
         (["--set", "epochs=1"], "expected METHOD.OPTION=VALUE"),
         (["--set", "map.epoch=1"], "did you mean 'epochs'"),
@@ -247,6 +282,29 @@ def test_fit_says_what_came_out_and_what_to_do_next(bayesify_, place, tmp_path):
     told = json.loads(out)
     assert told["options"]["epochs"] == 2
     assert "nll" in told["validation"]
+
+
+def test_a_fit_can_take_all_examples_that_are_not_for_testing(bayesify_, refused, place, tmp_path):
+    asked = [
+        "fit",
+        "--method",
+        "map",
+        "--data",
+        place / "folds.npz",
+        "--fold",
+        "1",
+        "--epochs",
+        "1",
+    ]
+    more = ["--model", "mlp-5", "--validation-share", "0", "--out", tmp_path / "a"]
+    code, out, _ = bayesify_(*asked, *more)
+    assert code == 0
+    assert "validation" not in out
+    code, out, _ = bayesify_(*asked, *more, "--overwrite", "--json")
+    assert json.loads(out)["validation"] is None
+    _, out, _ = bayesify_("evaluate", tmp_path / "a", "--split", "train", "--json")
+    assert json.loads(out)["metrics"]["rmse"] > 0
+    assert "that part is empty" in refused("evaluate", tmp_path / "a", "--split", "validation")
 
 
 def test_the_configuration_can_be_seen(bayesify_, tmp_path):

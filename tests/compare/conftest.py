@@ -15,6 +15,17 @@ def blobs(tmp_path):
 
 
 @pytest.fixture
+def folded(tmp_path):
+    """A path of 60 numbers to regress on, far from standardised, with three test parts of 10."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(60, 2))
+    y = 500 + 200 * x[:, 0] + 20 * rng.normal(size=60)
+    path = tmp_path / "folded.npz"
+    np.savez(path, x=x, y=y, test_index=np.arange(30).reshape(3, 10))
+    return str(path)
+
+
+@pytest.fixture
 def suite(blobs):
     """Three quick cells; `suite(methods=..., seeds=...)` changes it."""
 

@@ -1,3 +1,4 @@
+import gc
 import subprocess
 
 import torch
@@ -8,6 +9,7 @@ from bayesify.compare import measure
 from bayesify.compare.measure import (
     cost,
     git_revision,
+    quick_collection,
     release_memory,
     saved_bytes,
     shortened,
@@ -55,6 +57,15 @@ def test_freed_memory_does_not_hide_the_next_growth():
             del blocks
         peaks.append(meter.peak_memory_bytes)
     assert None in peaks or min(peaks) > 8_000_000
+
+
+def test_what_is_set_aside_is_not_walked_through_until_the_block_ends():
+    before = gc.get_freeze_count()
+    with quick_collection() as set_aside:
+        assert gc.get_freeze_count() == before
+        set_aside()
+        assert gc.get_freeze_count() > before + 1000
+    assert gc.get_freeze_count() == 0
 
 
 def test_every_method_can_be_shortened():

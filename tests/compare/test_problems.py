@@ -36,6 +36,8 @@ def test_an_identity_is_the_same_whenever_and_in_whatever_company(suite):
         {"batch_size": 32},
         {"split": "validation"},
         {"split_seed": 1},
+        {"validation_share": 0.2},
+        {"validation_share": 0},
         {"settings": {"map": {"epochs": 2}}},
     ],
 )
@@ -83,7 +85,8 @@ def test_weights_are_loaded_and_are_part_of_the_identity(suite, tmp_path):
         ({"ood": "photoz"}, DataError),
         ({"device": "tpu9"}, OptionError),
         ({"weights": "nowhere.safetensors"}, LoadError),
-        ({"data": ("digits",), "fold": 1}, OptionError),
+        ({"data": ("digits",), "folds": (1,)}, OptionError),
+        ({"settings": {"map": {"likelihood.warmth": 1}}}, OptionError),
     ],
 )
 def test_mistakes_come_out_before_anything_is_run(suite, change, error):
@@ -91,7 +94,55 @@ def test_mistakes_come_out_before_anything_is_run(suite, change, error):
         arenas(suite(**change))
 
 
-def test_the_name_of_data_says_which_column_and_fold(suite, tmp_path):
+def test_folds_are_asked_for_by_number_or_all_at_once(suite, folded, blobs):
+    def chosen(folds, *data):
+        return [(each.name, each.fold) for each in arenas(suite("map", data=data, folds=folds))]
+
+    assert chosen((2, 0), folded) == [(folded, 2), (folded, 0)]
+    assert chosen(None, folded) == [(folded, None)]
+    assert chosen("all", folded, blobs, "digits") == [
+        *((folded, fold) for fold in range(3)),
+        (blobs, None),
+        ("digits", None),
+    ]
+
+
+def test_a_fold_has_its_own_test_part_and_its_own_identity(suite, folded):
+    asked = suite("map", data=(folded,), folds="all")
+    ready = arenas(asked)
+    with np.load(folded) as file:
+        for arena in ready:
+            wanted = torch.tensor(file["x"][file["test_index"][arena.fold]])
+            assert torch.equal(arena.splits.test.x, wanted)
+    made = [cell for arena in ready for cell in cells(asked, arena)]
+    assert [cell.fold for cell in made] == [0, 1, 2]
+    assert len({cell.identity for cell in made}) == 3
+    assert len({str(cell.setup) for cell in made}) == 1  # so that tables average over them
+
+
+def test_all_rows_that_are_not_for_testing_can_be_trained_on(suite, folded):
+    (arena,) = arenas(suite("map", data=(folded,), validation_share=0.0))
+    assert [len(part) for part in (arena.splits.train, arena.splits.validation)] == [50, 0]
+
+
+def test_the_usual_share_leaves_the_identity_as_it_was(suite):
+    (arena,) = arenas(suite("map"))
+    (cell,) = cells(suite("map"), arena)
+    assert set(cell.setup) == {"num_samples", "batch_size", "split_seed", "data_digest"}
+
+
+def test_options_of_the_likelihood_are_read_once_and_decide_the_identity(suite, folded):
+    def made(value):
+        asked = suite("map", {"map": {"likelihood.scale": value}}, data=(folded,))
+        (cell,) = cells(asked, *arenas(asked))
+        return cell
+
+    assert made("0.5").setup["likelihood"] == {"scale": 0.5}
+    assert made("0.5").identity == made(0.5).identity
+    assert made(0.5).identity != made(0.25).identity
+
+
+def test_the_name_of_data_says_which_column(suite, tmp_path):
     rows = "\n".join(f"{n},{n % 7 / 3},{n / 5}" for n in range(60))
     (tmp_path / "t.csv").write_text("a,b,c\n" + rows)
     (arena,) = arenas(suite(data=(str(tmp_path / "t.csv"),), target="c"))

@@ -1,11 +1,17 @@
 import json
 
+import numpy as np
 import pytest
+import torch
+from scipy.stats import norm
 
 from bayesify.compare import run as running
+from bayesify.compare.literature import Literature
+from bayesify.compare.problems import arenas, build
 from bayesify.compare.results import Results
 from bayesify.compare.run import Watcher, run
 from bayesify.errors import DivergenceError, OptionError
+from bayesify.fitting import fit
 from bayesify.options import from_json
 from bayesify.report.groups import groups
 from bayesify.report.records import read
@@ -136,6 +142,71 @@ def test_scaling_fails_where_it_has_no_meaning_and_the_rest_goes_on(suite, tmp_p
     outcome = run(asked, tmp_path / "out")
     assert [record["task"] for record in outcome.records] == ["regression"]
     assert "categorical" in outcome.failed[0][1]
+
+
+def test_numbers_of_regression_are_in_the_units_of_the_target(suite, folded, tmp_path):
+    asked = suite("map", {"map": {"epochs": 40, "lr": 0.03}}, data=(folded,), validation_share=0.0)
+    (arena,) = arenas(asked)
+    posterior = fit(
+        build(asked, arena, "mlp", seed=0),
+        arena.splits.train,
+        asked.methods[0].method,
+        likelihood="gaussian",
+        batch_size=asked.batch_size,
+    )
+    with np.load(folded) as file:
+        test = file["test_index"][0]
+        x, y = file["x"], file["y"]
+    train = np.setdiff1d(np.arange(60), test)
+    inputs = torch.tensor((x[test] - x[train].mean(0)) / x[train].std(0)).float()
+    predictive = posterior.predict(inputs)
+    loc = predictive.mean.double().numpy()[:, 0] * y[train].std() + y[train].mean()
+    scale = predictive.variance.sqrt().double().numpy()[:, 0] * y[train].std()
+    (record,) = run(asked, tmp_path / "out").records
+    metrics = record["metrics"]
+    assert metrics["rmse"] == pytest.approx(np.sqrt(np.mean((loc - y[test]) ** 2)), rel=1e-4)
+    assert metrics["nll"] == pytest.approx(-norm.logpdf(y[test], loc, scale).mean(), rel=1e-4)
+    assert metrics["rmse"] > 5  # in standard deviations it would be below one
+
+
+def test_every_fold_is_a_run_and_they_are_averaged(suite, folded, tmp_path, fits):
+    asked = suite("map", data=(folded,), folds="all")
+    records = run(asked, tmp_path).records
+    assert fits == ["MAP"] * 3
+    assert [record["fold"] for record in records] == [0, 1, 2]
+    assert len({record["metrics"]["rmse"] for record in records}) == 3
+    ((row,),) = (group.rows for group in groups(records))
+    assert row.folds == [0, 1, 2]
+    run(suite("map", data=(folded,), folds=(1, 2)), tmp_path)
+    assert fits == ["MAP"] * 3
+
+
+def test_options_of_a_likelihood_reach_the_fit_and_the_record(suite, folded, tmp_path):
+    settings = {"map": {"epochs": 1, "likelihood.scale": 3.0}}
+    (record,) = run(suite("map", settings, data=(folded,)), tmp_path).records
+    assert record["setup"]["likelihood"] == {"scale": 3.0}
+    with np.load(folded) as file:
+        spread = np.delete(file["y"], file["test_index"][0]).std()
+    assert record["metrics"]["sharpness"] == pytest.approx(3 * spread, rel=0.1)
+
+
+def test_published_numbers_stand_in_the_results_once_and_are_no_runs(suite, folded, tmp_path):
+    paper = Literature("PBP", "A paper, Table 1", "", {"folded": {"rmse": (20.5, 0.5)}})
+    asked = suite("map", data=(folded,), literature=(paper,))
+    for _ in range(2):
+        outcome = run(asked, tmp_path)
+        assert (outcome.total, len(outcome.records)) == (1, 1)
+    published, record = read(tmp_path)
+    assert outcome.literature == [published]
+    assert (published["literature"], published["data"]) == ("PBP", record["data"])
+    (group,) = groups([published, record])
+    assert [each.values for each in group.published] == [{"rmse": (20.5, 0.5)}]
+
+
+def test_published_numbers_are_for_the_test_part_only(suite, folded, tmp_path):
+    paper = Literature("PBP", "A paper, Table 1", "", {"folded": {"rmse": (20.5, 0.5)}})
+    asked = suite("map", data=(folded,), literature=(paper,), split="validation")
+    assert run(asked, tmp_path).literature == []
 
 
 def test_nothing_is_fitted_where_nothing_can_be_written(suite, tmp_path, fits):

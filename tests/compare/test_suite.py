@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from bayesify.compare.suite import DEFAULT_METHODS, Suite, entries, read
@@ -80,6 +82,57 @@ def test_a_file(write):
     assert suite.methods[3].method.pretrain is None
 
 
+def test_folds_shares_and_published_numbers_of_a_file(write):
+    suite = read(
+        write(
+            """
+            data = ["uci/boston.npz"]
+            folds = [0, 4]
+            validation_share = 0
+            [[method]]
+            name = "map"
+            [[literature]]
+            label = "PBP"
+            source = "A paper"
+            data.boston = { rmse = [3.01, 0.18] }
+            """
+        )
+    )
+    assert (suite.folds, suite.validation_share) == ((0, 4), 0.0)
+    assert [(each.label, dict(each.values)) for each in suite.literature] == [
+        ("PBP", {"boston": {"rmse": (3.01, 0.18)}})
+    ]
+    assert read(write("folds = 'all'")).folds == "all"
+    assert read(write("folds = 2")).folds == (2,)
+
+
+def test_options_of_the_likelihood_are_kept_apart_from_those_of_the_method(write):
+    suite = read(
+        write(
+            """
+            [[method]]
+            name = "map"
+            epochs = [1, 2]
+            likelihood = { scale = [0.5, 1.0] }
+            """
+        )
+    )
+    assert [(row.label, row.method.epochs, row.likelihood) for row in suite.methods] == [
+        ("map epochs=1 likelihood.scale=0.5", 1, {"scale": 0.5}),
+        ("map epochs=1 likelihood.scale=1.0", 1, {"scale": 1.0}),
+        ("map epochs=2 likelihood.scale=0.5", 2, {"scale": 0.5}),
+        ("map epochs=2 likelihood.scale=1.0", 2, {"scale": 1.0}),
+    ]
+
+
+SUITES = Path(__file__).parents[2] / "benchmarks" / "suites"
+
+
+@pytest.mark.parametrize("path", sorted(SUITES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_suites_that_we_ship_can_be_read(path):
+    assert read(path).methods
+
+
 def test_a_file_without_methods_has_the_usual_ones(write):
     assert [row.label for row in read(write("seeds = 0")).methods] == list(DEFAULT_METHODS)
 
@@ -95,6 +148,19 @@ def test_a_file_without_methods_has_the_usual_ones(write):
         ("augment = 1", "expected true or false"),
         ("split = 'train'", "expected one of test, validation"),
         ("seeds = -1", "seed -1"),
+        ("fold = 1", "unknown key 'fold'.*did you mean 'folds'"),
+        ("folds = []", "folds: expected at least one"),
+        ("folds = 'some'", "folds: expected a whole number, got 'some'"),
+        ("validation_share = 1.0", "validation_share=1.0: expected a number from 0 to less"),
+        ("validation_share = -0.1", "expected a number from 0"),
+        ("validation_share = true", "expected a number, got True"),
+        ("validation_share = 0.0", r"map\+ts: expected a validation part"),
+        (
+            "split = 'validation'\nvalidation_share = 0\n[[method]]\nname = 'map'",
+            "split='validation': expected a validation part",
+        ),
+        ("[[method]]\nname = 'map'\nlikelihood.scale = []", "likelihood.scale is an empty list"),
+        ("literature = 3", r"as \[\[literature\]\] tables"),
         ("method = 'map'", r"as \[\[method\]\] tables"),
         ("[[method]]\nepochs = 1", "to have a name"),
         ("[[method]]\nname = 'bold'", "unknown method 'bold'"),

@@ -1,7 +1,7 @@
 """What every `WeightDistribution` must do. A new one joins by an entry in `CASES`."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bayesify import forward
 from bayesify.distributions import DISTRIBUTIONS, WeightDistribution
 from bayesify.distributions.kl import CLOSED_FORMS, kl_divergence
+from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
 from bayesify.priors import NormalPrior
@@ -40,6 +41,67 @@ def mean_field_log_density(q: MeanField, weights: Named) -> Tensor:
     return torch.cat(terms, 1).sum(1)
 
 
+def matrix_normal(model: nn.Module) -> MatrixNormal:
+    """Tensors of two axes or more are layers, with the bias beside them; other weights points."""
+    weights = {name: each.unsqueeze(0) for name, each in weights_of(model).items()}
+    wide = torch.promote_types(next(iter(weights.values())).dtype, torch.float32)
+
+    def factor(n: int, scale: float) -> Tensor:
+        return scale * (torch.eye(n) + 0.3 * torch.randn(n, n).tril() / n**0.5)[None].to(wide)
+
+    loc: Named = {}
+    row: Named = {}
+    column: Named = {}
+    for name, each in weights.items():
+        if each.ndim > 2:
+            bias = name.removesuffix("weight") + "bias"
+            loc |= {n: weights[n] for n in (name, bias) if n in weights}
+            row[name] = factor(each[0, 0].numel() + (bias in weights), 2.0)
+            column[name] = factor(each.shape[1], 0.5)
+    points = {name: each for name, each in weights.items() if name not in loc}
+    buffers = {name: each.unsqueeze(0) for name, each in buffers_of(model).items()}
+    return MatrixNormal(loc, row, column, points=points, buffers=buffers)
+
+
+def matrix_normal_layers(q: MatrixNormal) -> Iterator[tuple[list[str], Tensor]]:
+    """For each layer its names, and the covariance V kron P^-1 of vec(W~)."""
+    for layer in q.layers:
+        row, column = (each.named()[layer.weight][0] for each in (q.row, q.column))
+        rows = torch.linalg.inv(row @ row.T).contiguous()
+        yield layer.names, torch.kron(column @ column.T, rows)
+
+
+def as_vec(layer: list[str], weights: Named) -> Tensor:
+    """(n, numbers) of vec(W~): for each output its weights, and its bias behind them."""
+    parts = [weights[name].flatten(2) if i == 0 else weights[name] for i, name in enumerate(layer)]
+    return torch.cat([each.view(*each.shape[:2], -1) for each in parts], 2).flatten(1)
+
+
+def matrix_normal_moments(q: MatrixNormal) -> tuple[Tensor, Tensor]:
+    held = q.loc.named() | q.points.named()
+    mean = flat({name: each[0] for name, each in held.items()})
+    covariance = torch.zeros(len(mean), len(mean)).to(mean)
+    numbers = torch.arange(len(mean)).split([each.numel() for each in held.values()])
+    places = {
+        name: where.view(each.shape)
+        for (name, each), where in zip(held.items(), numbers, strict=True)
+    }
+    for layer, joint in matrix_normal_layers(q):
+        where = as_vec(layer, places)[0]
+        covariance[where[:, None], where] = joint
+    return mean, covariance
+
+
+def matrix_normal_log_density(q: MatrixNormal, weights: Named) -> Tensor:
+    terms = [
+        torch.distributions.MultivariateNormal(as_vec(layer, q.loc.named())[0], joint).log_prob(
+            as_vec(layer, weights)
+        )
+        for layer, joint in matrix_normal_layers(q)
+    ]
+    return torch.stack(terms).sum(0)
+
+
 def particles(model: nn.Module) -> Particles:
     members = [copy.deepcopy(model) for _ in range(3)]
     with torch.no_grad():
@@ -56,7 +118,10 @@ def particle_moments(q: Particles) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Case:
-    """How to build a distribution around a model; its exact moments; its log density, if it has."""
+    """How to build a distribution around a model; its exact moments; its log density, if it has.
+
+    Moments are those of the weights (not the buffers), in the order of the distribution's `names`.
+    """
 
     build: Callable[[nn.Module], WeightDistribution]
     dense_moments: Callable[..., tuple[Tensor, Tensor]]
@@ -64,6 +129,7 @@ class Case:
 
 
 CASES = {
+    "MatrixNormal": Case(matrix_normal, matrix_normal_moments, matrix_normal_log_density),
     "MeanField": Case(mean_field, mean_field_moments, mean_field_log_density),
     "Particles": Case(particles, particle_moments),
 }
@@ -104,9 +170,8 @@ def test_the_point_is_the_mean_under_the_models_names(name):
     model = NETS["cnn"].model()
     q = CASES[name].build(model)
     point = q.point()
-    torch.testing.assert_close(
-        flat({n: point[n] for n in weights_of(model)}), CASES[name].dense_moments(q)[0].detach()
-    )
+    weights = flat({n: point[n] for n in q.names if n in weights_of(model)})
+    torch.testing.assert_close(weights, CASES[name].dense_moments(q)[0].detach())
     held = weights_of(model) | buffers_of(model)
     assert {n: each.shape for n, each in point.items()} == {n: held[n].shape for n in q.names}
     assert not any(each.requires_grad for each in point.values())

@@ -25,7 +25,7 @@ from ..zoo import CLASSES, NETS, row
 
 NAMES = list(METHODS)
 POINT_ESTIMATES = {"map"}
-SMALL = {"epochs": 2, "members": 3}
+SMALL = {"epochs": 2, "members": 3, "min_steps": 1, "rest": "all"}
 VECTORIZABLE = [name for name, net in NETS.items() if net.vectorizes]
 
 

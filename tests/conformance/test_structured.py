@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from bayesify.weights.gaussian import GaussianWeight
 from bayesify.weights.named import weights_of
 from bayesify.weights.structured import StructuredWeight
+from bayesify.weights.taped import Tape, TapedWeight
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ CASES = {
         lambda base: GaussianWeight(base, torch.zeros_like(base)), lambda base: base
     ),
     "ShiftedWeight": Case(ShiftedWeight, lambda base: base + 1),
+    "TapedWeight": Case(lambda base: TapedWeight(base, "w", Tape([{}])), lambda base: base),
+    "TapedWeight of another": Case(
+        lambda base: TapedWeight(ShiftedWeight(base), "w", Tape([{}])), lambda base: base + 1
+    ),
 }
 
 Use = tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...], tuple[int, ...]]

@@ -68,6 +68,22 @@ def test_classes_are_equally_frequent_in_all_parts(digits):
         assert (share - 0.1).abs().max() < 0.01
 
 
+def test_nothing_need_be_held_out_for_validation(digits):
+    whole = data.splits("digits", validation_share=0)
+    assert (len(whole.train), len(whole.validation)) == (1144 + 203, 0)
+    assert torch.equal(whole.test.x, digits.test.x)
+
+
+def test_only_files_with_test_parts_have_folds(tmp_path):
+    assert data.num_folds("digits") == 0
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    assert data.num_folds("t.csv", data_dir=tmp_path) == 0
+    (tmp_path / "images.npz").mkdir()
+    assert data.num_folds("images.npz", data_dir=tmp_path) == 0
+    with pytest.raises(DataError, match="unknown data source"):
+        data.num_folds("nowhere.npz")
+
+
 def test_load_gives_one_part(digits):
     assert torch.equal(data.load("digits", "validation").x, digits.validation.x)
     with pytest.raises(OptionError, match="expected 'train'"):
@@ -94,6 +110,8 @@ def test_bytes_are_scaled_to_one():
         ({"image_size": 4}, "takes no image_size"),
         ({"image_size": 0}, "at least 1"),
         ({"seed": -1}, "expected a whole number"),
+        ({"validation_share": 1.0}, "expected a number from 0 to less than 1"),
+        ({"validation_share": -0.1}, "expected a number from 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):

@@ -54,6 +54,16 @@ def test_test_rows_change_no_statistic(save, rng):
     assert torch.equal(before.target_loc, after.target_loc)
 
 
+@pytest.mark.parametrize(("share", "count"), [(0, 0), (0.25, 20)])
+def test_the_share_of_the_validation_part_can_be_chosen(save, share, count):
+    x = np.arange(100.0)
+    parts = data.splits(save(x=x, y=x), validation_share=share)
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (80 - count, count, 20)
+    rows = torch.cat([parts.train.x, parts.validation.x, parts.test.x]).flatten()
+    assert sorted(rows.tolist()) == x.tolist()
+    assert parts.target_loc.item() == pytest.approx(parts.train.x.mean().item(), rel=1e-6)
+
+
 def test_no_row_is_in_two_parts_and_none_is_lost(save):
     x = np.arange(100.0)
     parts = data.splits(save(x=x, y=x))
@@ -141,10 +151,17 @@ def test_a_fold_chooses_the_test_rows(save):
         data.splits(path, fold=2)
 
 
+def test_folds_are_counted(save):
+    assert data.num_folds(save(x=LINE, y=LINE, test_index=np.zeros((3, 2), int))) == 3
+    assert data.num_folds(save(x=LINE, y=LINE, test_index=np.arange(5))) == 1
+    assert data.num_folds(save(x=LINE, y=LINE)) == 0
+
+
 def test_a_standard_split_of_the_literature():
     path = SHARED / "uci_yacht.npz"
     if not path.exists():
         pytest.skip(f"no UCI data in {SHARED}")
+    assert data.num_folds(path) == 20
     parts = data.splits(path, fold=19)
     assert parts.input_shape == (6,)
     assert len(parts.test) == 31

@@ -12,7 +12,8 @@ def run_of(loss, weight: Tensor, *, steps: int = 10, lr: float = 0.1) -> Gradien
     return GradientRun(
         lambda inputs, target: {"loss": loss(weight, inputs), "extra": weight.detach().sum()},
         torch.optim.SGD([weight], lr=lr),
-        total_steps=steps,
+        epochs=1,
+        steps_per_epoch=steps,
         posterior=lambda: None,
     )
 

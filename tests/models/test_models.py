@@ -28,6 +28,21 @@ def test_an_mlp_takes_features():
 
 
 @pytest.mark.parametrize(
+    ("name", "widths"),
+    [("mlp", [64, 64, 3]), ("mlp-50", [50, 3]), ("mlp-7-5-6", [7, 5, 6, 3])],
+)
+def test_the_hidden_layers_of_an_mlp_are_part_of_its_name(name, widths):
+    layers = [each for each in build(name, (13,), 3).modules() if isinstance(each, nn.Linear)]
+    assert [each.out_features for each in layers] == widths
+
+
+@pytest.mark.parametrize("name", ["mlp-", "mlp-0", "mlp-5x", "mlp-50-", "mlp--5", "mlp-1.5"])
+def test_widths_that_are_none_are_refused(name):
+    with pytest.raises(OptionError, match="widths of the hidden layers"):
+        build(name, (13,), 3)
+
+
+@pytest.mark.parametrize(
     ("name", "count"),
     [("resnet20", 269_722), ("resnet32", 464_154), ("resnet56", 853_018)],
 )

@@ -39,6 +39,23 @@ def regression_records(seeds: int = 2) -> list[Record]:
     return made
 
 
+def published(data: str = "boston", label: str = "PBP", source: str = "A paper, Table 1") -> Record:
+    """Numbers of others."""
+    metrics = {"rmse": {"value": 3.01, "spread": 0.18}, "nll": {"value": 2.5, "spread": None}}
+    return {"literature": label, "source": source, "spread": "", "data": data, "metrics": metrics}
+
+
+def folded_records(values: dict[tuple[int, int], float], method: str = "map") -> list[Record]:
+    """Regression runs with an NLL for each (fold, seed)."""
+    made = []
+    for (fold, seed), nll in values.items():
+        (record,) = regression_records(1)[:1]
+        made.append(
+            {**record, "method": method, "fold": fold, "seed": seed, "metrics": {"nll": nll}}
+        )
+    return made
+
+
 def _record(method: str, seed: int, ood: str | None, model: str) -> Record:
     accuracy, nll, ece, brier, auroc = QUALITY[method]
     wobble = 1 + 0.02 * math.sin(7 * seed + len(method))

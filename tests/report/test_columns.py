@@ -55,6 +55,21 @@ def test_values_are_written_with_their_unit(name, value, text):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("nll", 1.0, "1.00"),
+        ("nll", -2.9, "-2.90"),
+        ("nll", 0.4567, "0.4567"),
+        ("rmse", 123.5, "123.50"),
+        ("accuracy", 0.5, "50.0"),
+        ("nll", None, MISSING),
+    ],
+)
+def test_published_values_keep_their_digits(name, value, text):
+    assert column(name).published(value) == text
+
+
+@pytest.mark.parametrize(
     ("name", "better", "worse"),
     [("accuracy", 0.9, 0.8), ("nll", -1.0, 0.5), ("nll", 0.1, 0.2), ("coverage90", 0.91, 0.85)],
 )

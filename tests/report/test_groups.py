@@ -5,7 +5,7 @@ import pytest
 
 from bayesify.report.groups import estimate, groups
 
-from .fake import records, regression_records
+from .fake import folded_records, published, records, regression_records
 
 
 def test_estimate_is_mean_and_standard_error():
@@ -50,6 +50,55 @@ def test_the_later_of_two_runs_of_a_cell_counts():
     found = row.estimate("accuracy")
     assert found is not None
     assert (found.mean, found.n) == (0.5, 1)
+
+
+def test_folds_are_averaged_with_their_standard_error():
+    values = {(0, 0): 1.0, (1, 0): 2.0, (2, 0): 6.0}
+    ((row,),) = (group.rows for group in groups(folded_records(values)))
+    found = row.estimate("nll")
+    assert found.mean == pytest.approx(3.0)
+    assert found.standard_error == pytest.approx(statistics.stdev([1, 2, 6]) / math.sqrt(3))
+    assert (found.n, row.folds, row.seeds) == (3, [0, 1, 2], [0])
+
+
+def test_seeds_of_one_fold_count_as_one():
+    values = {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 10.0, (1, 1): 14.0, (1, 2): 12.0}
+    (group,) = groups(folded_records(values))
+    found = group.rows[0].estimate("nll")
+    assert found.mean == pytest.approx((2 + 12) / 2)
+    assert found.standard_error == pytest.approx(5)
+    assert (group.folds, group.seeds) == ([0, 1], [0, 1, 2])
+
+
+def test_one_fold_has_the_standard_error_of_its_seeds():
+    (group,) = groups(folded_records({(4, 0): 1.0, (4, 1): 3.0}))
+    assert group.rows[0].estimate("nll").standard_error == pytest.approx(1)
+
+
+def test_a_fold_without_a_number_leaves_no_mean():
+    made = folded_records({(0, 0): 1.0, (1, 0): 2.0})
+    made[1]["metrics"]["nll"] = None
+    assert groups(made)[0].rows[0].estimate("nll") is None
+
+
+def test_published_numbers_stand_beside_runs_on_their_data():
+    made = [published(), *regression_records(), *records(1)]
+    boston, digits = groups(made)
+    (beside,) = boston.published
+    assert (beside.label, beside.source) == ("PBP", "A paper, Table 1")
+    assert beside.values == {"rmse": (3.01, 0.18), "nll": (2.5, None)}
+    assert digits.published == ()
+    assert [row.label for row in boston.rows] == ["map", "ensemble", "stf"]
+
+
+def test_published_numbers_are_for_test_parts():
+    made = [{**each, "split": "validation"} for each in regression_records()]
+    assert groups([published(), *made])[0].published == ()
+
+
+def test_the_later_of_two_published_rows_of_one_name_counts():
+    made = [published(source="first"), published(source="second"), *regression_records()]
+    assert [each.source for each in groups(made)[0].published] == ["second"]
 
 
 def test_other_options_are_another_row():

@@ -7,7 +7,7 @@ from bayesify.errors import DataError
 from bayesify.report.groups import groups
 from bayesify.report.page import command, render, write
 
-from .fake import records, regression_records
+from .fake import folded_records, published, records, regression_records
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
 
@@ -40,8 +40,9 @@ def test_the_page_is_written_with_every_method(tmp_path):
         records(2, ood=None),
         regression_records(1),
         records(1, ("map",)),
+        [published(), *regression_records(1)],
     ],
-    ids=["one seed", "two tasks", "no ood", "regression", "one method"],
+    ids=["one seed", "two tasks", "no ood", "regression", "one method", "published"],
 )
 def test_tags_are_balanced_whatever_was_run(made):
     balance = Balance()
@@ -118,6 +119,25 @@ def test_the_setup_is_shown_beside_the_options():
     made = records(1, ("map",))
     made[0]["setup"] = {"batch_size": 17}
     assert "&#34;batch_size&#34;: 17" in render(made)
+
+
+def test_published_numbers_are_marked_and_are_no_runs():
+    page = render([published(source="A <paper>"), *regression_records(1)])
+    assert "PBP *" in page
+    assert "* From the literature, not measured here: A &lt;paper&gt;" in page
+    assert "3 methods, 3 runs" in page
+    assert "3.01" in page
+
+
+def test_published_numbers_alone_make_no_page():
+    with pytest.raises(DataError, match="published numbers only"):
+        render([published()])
+
+
+def test_folds_are_told_and_repeated():
+    made = folded_records({(0, 0): 1.0, (3, 0): 2.0})
+    assert "folds 0, 3; seeds 0" in render(made)
+    assert command(groups(made)[0]).endswith("--seeds 0 --folds 0,3")
 
 
 def test_no_records_make_no_page(tmp_path):

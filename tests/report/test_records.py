@@ -5,11 +5,11 @@ import pytest
 from bayesify.errors import DataError
 from bayesify.report.records import read
 
-from .fake import records
+from .fake import published, records
 
 
 def test_records_come_back_in_order(tmp_path):
-    written = records(2)
+    written = [*records(2), published()]
     lines = [json.dumps(each) for each in written]
     (tmp_path / "results.jsonl").write_text("\n".join([*lines, "", ""]))
     assert read(tmp_path / "results.jsonl") == written
@@ -34,6 +34,8 @@ def test_an_empty_file_is_refused(tmp_path):
         ("[1, 2]", "JSON object, got list"),
         ('{"method": "map"}', "`model` to be a str, got nothing"),
         (json.dumps({**records(1)[0], "seed": "zero"}), "`seed` to be a int, got 'zero'"),
+        ('{"literature": "PBP"}', "`source` to be a str, got nothing"),
+        (json.dumps(published() | {"metrics": {"nll": 3}}), "`nll` to hold a value, got 3"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, words):

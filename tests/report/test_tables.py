@@ -1,17 +1,19 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from bayesify.report.groups import groups
 from bayesify.report.tables import (
+    caption,
     cost_table,
     quality_table,
     table,
     terminal_tables,
 )
 
-from .fake import records, regression_records
+from .fake import folded_records, published, records, regression_records
 
 
 def printed(group, width=100):
@@ -69,6 +71,49 @@ def test_regression_shows_its_own_columns():
     text = printed(groups(regression_records())[0])
     assert "RMSE↓" in text
     assert "Acc" not in text
+
+
+def test_published_numbers_are_marked_and_never_the_best():
+    others = [published(label="old", source="B"), published(label="new", source="A")]
+    others += [published(label="other", source="B")]
+    for record in others:
+        record["metrics"]["rmse"]["value"] = 0.01
+    (group,) = groups([*others, *regression_records()])
+    made = quality_table(group)
+    assert [label for label, _ in made.published] == ["old *", "new **", "other *"]
+    assert [note.split(" ")[0] for note in made.notes] == ["*", "**"]
+    assert "not measured here: B" in made.notes[0]
+    assert not any(cell.best for _, cells in made.published for cell in cells)
+    assert sum(cells[0].best for _, cells in made.rows) == 1
+    text = printed(group)
+    assert "old *" in text
+    assert "0.01±0.18" in text
+    assert text.count("not measured here") == 2
+
+
+def test_costs_have_no_published_rows():
+    (group,) = groups([published(), *regression_records()])
+    assert cost_table(group).published == cost_table(group).notes == ()
+    _, price = terminal_tables(group, 60)
+    assert price.row_count == 3
+
+
+def test_means_of_fewer_runs_are_pointed_out():
+    made = folded_records({(0, 0): 1.0, (1, 0): 2.0}) + folded_records({(0, 0): 1.0}, "stf")
+    (group,) = groups(made)
+    assert quality_table(group).notes == ("Means of fewer runs than the 2 of the others: stf 1",)
+    assert "stf 1" in printed(group)
+
+
+def test_a_caption_counts_folds():
+    (group,) = groups(folded_records({(0, 0): 1.0, (1, 0): 2.0}))
+    assert caption(group) == "boston, mlp · test split · 2 folds · 1 seed"
+
+
+def test_brackets_in_labels_are_shown():
+    (group,) = groups(records(1, ("map",)))
+    group = replace(group, rows=(replace(group.rows[0], label="map [red]x"),))
+    assert "map [red]x" in printed(group)
 
 
 def test_a_value_that_is_missing_is_a_dash():

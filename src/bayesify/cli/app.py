@@ -90,9 +90,10 @@ def compare(
     data_dir: flags.DataDir = None,
     target: flags.Target = None,
     task: flags.Task = None,
-    fold: flags.Fold = None,
+    folds: flags.Folds = None,
     image_size: flags.ImageSize = None,
     split_seed: flags.SplitSeed = None,
+    validation_share: flags.ValidationShare = None,
     augment: flags.Augment = None,
     out: Annotated[
         str, flag("--out", help="Folder for results.jsonl and report.html.", panel=OUTPUT)
@@ -106,9 +107,9 @@ def compare(
 ) -> int:
     """Compare methods on the same data: one table, one page of pictures.
 
-    Fits every method with every model, data set and seed, judges each on held-out and on foreign
-    data, and measures what it costs. Finished runs are kept: the same command again does what is
-    missing.
+    Fits every method with every model, data set, fold and seed, judges each on held-out and on
+    foreign data, and measures what it costs. Finished runs are kept: the same command again does
+    what is missing.
     """
     return _run("comparing:compare", context, arguments=context.obj)
 
@@ -143,6 +144,7 @@ def fit(
     fold: flags.Fold = None,
     image_size: flags.ImageSize = None,
     split_seed: flags.SplitSeed = None,
+    validation_share: flags.ValidationShare = None,
     augment: flags.Augment = None,
     overwrite: Annotated[
         bool, flag("--overwrite", help="Replace a posterior saved there.", panel=OUTPUT)

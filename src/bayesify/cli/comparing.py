@@ -51,10 +51,10 @@ def compare(
     console = Console(stderr=True)
     outcome = run(asked, out, fresh=fresh, watcher=Terminal(console))
     if json:
-        for record in outcome.records:
+        for record in outcome.records + outcome.literature:
             print(dumps(record))
     if outcome.records:
-        show(outcome.records, stderr=json)
+        show(outcome.records + outcome.literature, stderr=json)
         page = write(records.read(out), Path(out) / "report.html", title="bayesify compare")
         console.print(f"Pictures and all numbers: {page}", highlight=False, soft_wrap=True)
     return _farewell(outcome, command, console)
@@ -64,9 +64,15 @@ def config(suite: Suite) -> dict[str, Any]:
     """A suite as JSON, every default filled in."""
     plain = {name: each for name, each in vars(suite).items() if name not in ("methods", "command")}
     plain["methods"] = [
-        {"label": each.label, "temperature_scaled": each.scaled, "options": to_json(each.method)}
+        {
+            "label": each.label,
+            "temperature_scaled": each.scaled,
+            "options": to_json(each.method),
+            "likelihood": each.likelihood,
+        }
         for each in suite.methods
     ]
+    plain["literature"] = [vars(each) for each in suite.literature]
     return plain
 
 
@@ -77,8 +83,9 @@ def _suite(given: dict[str, Any], file: str | None, command: str) -> Suite:
     for name in ("data", "models"):
         if name in fields:
             fields[name] = _listed(fields[name])
-    if "seeds" in fields:
-        fields["seeds"] = tuple(_seed(each) for each in _listed(fields["seeds"]))
+    for name in ("seeds", "folds"):
+        if fields.get(name, "all") != "all":
+            fields[name] = tuple(_number(f"--{name}", each) for each in _listed(fields[name]))
     if fields.get("ood") == "none":
         fields["ood"] = None
     if file is None or names is not None or settings:
@@ -107,12 +114,12 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(each.strip() for each in text.split(",") if each.strip())
 
 
-def _seed(text: str) -> int:
+def _number(flag: str, text: str) -> int:
     try:
         return int(text)
     except ValueError as error:
         raise OptionError(
-            f"--seeds: expected whole numbers with commas between them, got {text!r}."
+            f"{flag}: expected whole numbers with commas between them, got {text!r}."
         ) from error
 
 

@@ -13,6 +13,7 @@ from bayesify.cli.saved import Notes
 from bayesify.cli.settings import assignments
 from bayesify.compare.choices import make
 from bayesify.compare.problems import usable_device
+from bayesify.data.parts import VALIDATION_SHARE
 from bayesify.errors import OptionError
 from bayesify.evaluation.evaluate import evaluate
 from bayesify.fitting import fit as fit_posterior
@@ -35,6 +36,7 @@ def fit(
     batch_size: int | None,
     device: str | None,
     split_seed: int | None,
+    validation_share: float | None,
     overwrite: bool,
     json: bool,
     print_config: bool,
@@ -55,6 +57,7 @@ def fit(
         "fold": fold,
         "image_size": image_size,
         "seed": split_seed or 0,
+        "validation_share": VALIDATION_SHARE if validation_share is None else validation_share,
     }
     fitting = {
         "seed": seed,
@@ -86,15 +89,19 @@ def fit(
         callbacks=[ProgressBar()],
         **fitting,
     )
-    judged = evaluate(posterior, splits.validation, target_scale=splits.target_scale)
+    judged = None
+    if len(splits.validation):
+        judged = evaluate(posterior, splits.validation, target_scale=splits.target_scale)
     saved = save(posterior, out, overwrite=overwrite, notes=notes.to_json())
     seconds = posterior.record.seconds if posterior.record else None
     if json:
-        print(dumps({**config, "seconds": seconds, "validation": judged.to_json()["metrics"]}))
+        metrics = None if judged is None else judged.to_json()["metrics"]
+        print(dumps({**config, "seconds": seconds, "validation": metrics}))
         return 0
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"Fitted {method} to {source} in {seconds:.1f} s. On the validation part:")
-    console.print(str(judged), markup=False)
+    console.print(f"Fitted {method} to {source} in {seconds:.1f} s.")
+    if judged is not None:
+        console.print(f"On the validation part:\n{judged}", markup=False)
     console.print(f"Saved in {saved}. Next: [bold]bayesify evaluate {saved}[/]")
     return 0
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bayesify.compare.choices import alternatives, options_of
+from bayesify.data.parts import VALIDATION_SHARE
 from bayesify.methods import METHODS
 from bayesify.methods.base import Method
 from bayesify.models import MODELS
@@ -55,6 +56,25 @@ Task = Annotated[
 Fold = Annotated[
     int | None,
     flag("--fold", help="Which test part, of an .npz file that has several.", panel=DATA),
+]
+Folds = Annotated[
+    str | None,
+    flag(
+        "--folds",
+        help="Which test parts, of an .npz file that has several, as in 0,1,2; all is every one. "
+        "[dim]default the first[/]",
+        panel=DATA,
+    ),
+]
+ValidationShare = Annotated[
+    float | None,
+    flag(
+        "--validation-share",
+        help="How much of what is not for testing is held out of training; 0: nothing. "
+        f"[dim]default {VALIDATION_SHARE}[/]",
+        panel=DATA,
+        metavar="X",
+    ),
 ]
 ImageSize = Annotated[
     int | None,
@@ -114,7 +134,10 @@ SOURCES_HELP = (
     "Name of a data set (see [bold]bayesify data[/]), or your own .npz file, .csv file "
     "or folder of images per class."
 )
-MODELS_HELP = f"One of {', '.join(MODELS)}, or module:function of your own."
+MODELS_HELP = (
+    f"One of {', '.join(MODELS)}; mlp-50-20 is an mlp with hidden layers of 50 and 20 units; "
+    "or module:function of your own."
+)
 
 
 def with_method_flags(command: Callable[..., Any]) -> inspect.Signature:

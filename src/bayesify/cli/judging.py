@@ -31,6 +31,11 @@ def evaluate(
         raise OptionError(f"--num-samples {num_samples}: expected at least 1.")
     posterior, notes = open_run(run, device=usable_device(device))
     splits = notes.splits(source, data_dir)
+    if not len(getattr(splits, split)):
+        raise OptionError(
+            f"--split {split}: that part is empty, since {run} was fitted with "
+            f"--validation-share 0; choose test."
+        )
     foreign = ood or ("photos" if splits.is_image else "none")
     result = judge(
         posterior,

@@ -1,4 +1,4 @@
-"""A cell of a comparison: one method on one model, one data set and one seed."""
+"""A cell of a comparison: one method on one model, one fold of the data and one seed."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ class Cell:
         entry: The method.
         model: Name of the model.
         data: Name of the data, as tables show it.
+        fold: Which of its given test parts, None where there is nothing to choose.
         seed: Of the initial weights and of the fit.
         split: The part that is judged on.
         ood: Foreign data, None for none.
@@ -26,6 +27,7 @@ class Cell:
     entry: Entry
     model: str
     data: str
+    fold: int | None
     seed: int
     split: str
     ood: str | None
@@ -34,7 +36,8 @@ class Cell:
     @property
     def name(self) -> str:
         """For people: "stf · digits, mlp · seed 0"."""
-        return f"{self.entry.label} · {self.data}, {self.model} · seed {self.seed}"
+        fold = "" if self.fold is None else f"fold {self.fold} · "
+        return f"{self.entry.label} · {self.data}, {self.model} · {fold}seed {self.seed}"
 
     @property
     def identity(self) -> str:
@@ -48,7 +51,8 @@ class Cell:
 
     @property
     def _fitted(self) -> dict[str, Any]:
-        return {
+        fold = {} if self.fold is None else {"fold": self.fold}
+        return fold | {
             "options": to_json(self.entry.method),
             "model": self.model,
             "data": self.data,

@@ -48,14 +48,31 @@ def grid(name: str, options: Options) -> list[tuple[str, Method]]:
     single = flat(options)
     kind = kind_of(name)
     lists = {key: value for key, value in single.items() if _is_grid(kind, key, value)}
+    return [(varied, make(name, single | chosen)) for varied, chosen in combinations(name, lists)]
+
+
+def combinations(name: str, lists: Mapping[str, list[Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """One value of every list, in all ways, each with what tells it from the others.
+
+    Args:
+        name: Whose options they are, for an error message.
+        lists: The values that each option is to take.
+
+    Raises:
+        OptionError: a list is empty.
+
+    Example:
+        >>> combinations("map", {"epochs": [1, 2], "lr": [0.1]})
+        [('epochs=1', {'epochs': 1, 'lr': 0.1}), ('epochs=2', {'epochs': 2, 'lr': 0.1})]
+    """
+    for key, values in lists.items():
+        if not values:
+            raise OptionError(f"{name}: option {key} is an empty list; give at least one value.")
     made = []
     for values in itertools.product(*lists.values()):
         chosen = dict(zip(lists, values, strict=True))
         varied = [f"{key}={chosen[key]}" for key in lists if len(lists[key]) > 1]
-        made.append((" ".join(varied), make(name, single | chosen)))
-    if not made:
-        empty = next(key for key, value in lists.items() if not value)
-        raise OptionError(f"{name}: option {empty} is an empty list; give at least one value.")
+        made.append((" ".join(varied), chosen))
     return made
 
 
@@ -151,7 +168,20 @@ def read_value(kind: type[Method], option: str, value: Any) -> Any:
     Raises:
         OptionError: it is of another type.
     """
-    hint = hint_of(kind, option)
+    return read_as(hint_of(kind, option), f"{_name(kind)}: expected {option}", value)
+
+
+def read_as(hint: Any, expected: str, value: Any) -> Any:
+    """`value`, text or typed, as the type `hint`.
+
+    Args:
+        hint: A type, or a union of types; the first that fits is taken.
+        expected: The beginning of an error message, as in "map: expected epochs".
+        value: What was given.
+
+    Raises:
+        OptionError: it is of another type.
+    """
     types = alternatives(hint)
     if value is None or (NoneType in types and str(value).lower() == "none"):
         return None
@@ -162,8 +192,8 @@ def read_value(kind: type[Method], option: str, value: Any) -> Any:
             raise  # it knows more than we do
         except (ValueError, TypeError):
             continue
-    expected = " or ".join(_describe(each) for each in types)
-    raise OptionError(f"{_name(kind)}: expected {option} to be {expected}, got {value!r}.")
+    described = " or ".join(_describe(each) for each in types)
+    raise OptionError(f"{expected} to be {described}, got {value!r}.")
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:

@@ -1,28 +1,31 @@
 """The data and models of a suite: read, checked and cut into cells before any training."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from bayesify import data, models
 from bayesify.compare.cell import Cell, digest
-from bayesify.compare.suite import Suite
-from bayesify.data.parts import Examples, Splits
+from bayesify.compare.likelihood import typed
+from bayesify.compare.suite import Entry, Suite
+from bayesify.data.parts import VALIDATION_SHARE, Examples, Splits
 from bayesify.data.sources import SOURCES, find_path
 from bayesify.errors import OptionError
 
 
 @dataclass(frozen=True, eq=False)
 class Arena:
-    """A data set with the foreign data it is judged against.
+    """One fold of a data set, with the foreign data it is judged against.
 
     Args:
         source: As the user named it.
         name: As tables show it.
+        fold: Which of the given test parts, None where there is nothing to choose.
         splits: The data.
         ood_name: Name of the foreign data, None for none.
         ood: The foreign data.
@@ -31,6 +34,7 @@ class Arena:
 
     source: str
     name: str
+    fold: int | None
     splits: Splits
     ood_name: str | None
     ood: Examples | None
@@ -41,13 +45,19 @@ def arenas(suite: Suite) -> list[Arena]:
     """Read all data of the suite, and build each model once to see that it can be.
 
     Raises:
-        BayesifyError: data that are missing or unusable, unknown models, weights that do not fit.
+        BayesifyError: data that are missing or unusable, unknown models, weights that do not fit,
+            options that a likelihood does not take.
     """
     usable_device(suite.device)
-    ready = [_arena(suite, source) for source in suite.data]
-    for arena in ready:
+    ready: list[Arena] = []
+    for source in suite.data:
+        content = "" if source in SOURCES else _content(find_path(source, suite.data_dir))
+        folds = [_arena(suite, source, fold, content) for fold in _folds(suite, source)]
         for model in suite.models:
-            build(suite, arena, model, seed=suite.seeds[0])
+            build(suite, folds[0], model, seed=suite.seeds[0])
+        for entry in suite.methods:
+            typed(folds[0].splits.task, entry.likelihood)
+        ready += folds
     return ready
 
 
@@ -67,19 +77,30 @@ def cells(suite: Suite, arena: Arena) -> Iterator[Cell]:
         "batch_size": suite.batch_size,
         "split_seed": suite.split_seed,
     }
-    optional = {
-        "augment": suite.augment,
+    usual_share = suite.validation_share == VALIDATION_SHARE
+    optional = {  # absent where it is the default, so that results from before it came still count
+        "augment": suite.augment or None,
         "task": suite.task,
         "image_size": suite.image_size,
-        "data_digest": arena.digest,
+        "data_digest": arena.digest or None,
         "weights": Path(suite.weights).name if suite.weights else None,
         "weights_digest": _content(Path(suite.weights)) if suite.weights else None,
+        "validation_share": None if usual_share else suite.validation_share,
     }
-    setup |= {name: value for name, value in optional.items() if value}
+    setup |= {name: value for name, value in optional.items() if value is not None}
     for model in suite.models:
         for seed in suite.seeds:
             row = [
-                Cell(entry, model, arena.name, seed, suite.split, arena.ood_name, setup)
+                Cell(
+                    entry=entry,
+                    model=model,
+                    data=arena.name,
+                    fold=arena.fold,
+                    seed=seed,
+                    split=suite.split,
+                    ood=arena.ood_name,
+                    setup=setup | _noise(entry, arena),
+                )
                 for entry in suite.methods
             ]
             order = list(dict.fromkeys(cell.fit_identity for cell in row))
@@ -102,15 +123,28 @@ def usable_device(name: str | None) -> str:
     return name or "cpu"
 
 
-def _arena(suite: Suite, source: str) -> Arena:
+def _noise(entry: Entry, arena: Arena) -> dict[str, Any]:
+    options = typed(arena.splits.task, entry.likelihood)
+    return {"likelihood": options} if options else {}
+
+
+def _folds(suite: Suite, source: str) -> Sequence[int | None]:
+    """What is asked for; of data that give no choice, "all" is the one test part they have."""
+    if suite.folds != "all":
+        return suite.folds or (None,)
+    return range(data.num_folds(source, data_dir=suite.data_dir)) or (None,)
+
+
+def _arena(suite: Suite, source: str, fold: int | None, content: str) -> Arena:
     splits = data.splits(
         source,
         data_dir=suite.data_dir,
         target=suite.target,
         task=suite.task,
         seed=suite.split_seed,
-        fold=suite.fold,
+        fold=fold,
         image_size=suite.image_size,
+        validation_share=suite.validation_share,
     )
     named = "photos" if splits.is_image else None
     ood_name = named if suite.ood == "auto" else suite.ood
@@ -119,14 +153,8 @@ def _arena(suite: Suite, source: str) -> Arena:
         ood = data.ood(ood_name, like=splits, data_dir=suite.data_dir, image_size=suite.image_size)
     if suite.augment:
         splits = data.augmented(splits)
-    chosen = {"target": suite.target, "fold": suite.fold}
-    words = [f"{name} {value}" for name, value in chosen.items() if value is not None]
-    name = f"{source} ({', '.join(words)})" if words else source
-    return Arena(source, name, splits, ood_name, ood, _source_digest(source, suite.data_dir))
-
-
-def _source_digest(source: str, data_dir: str | None) -> str:
-    return "" if source in SOURCES else _content(find_path(source, data_dir))
+    name = source if suite.target is None else f"{source} (target {suite.target})"
+    return Arena(source, name, fold, splits, ood_name, ood, content)
 
 
 def _content(path: Path) -> str:

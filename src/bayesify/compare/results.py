@@ -1,4 +1,7 @@
-"""`results.jsonl`: one line a finished cell, on disk before the next cell begins."""
+"""`results.jsonl`: one line a finished cell, on disk before the next cell begins.
+
+Published numbers have lines of their own, one for each method and data set.
+"""
 
 import json
 import os

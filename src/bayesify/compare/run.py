@@ -9,7 +9,14 @@ from typing import Any
 
 from bayesify.callbacks import Callback
 from bayesify.compare.cell import Cell
-from bayesify.compare.measure import cost, git_revision, release_memory, warm_up
+from bayesify.compare.likelihood import likelihood_of
+from bayesify.compare.measure import (
+    cost,
+    git_revision,
+    quick_collection,
+    release_memory,
+    warm_up,
+)
 from bayesify.compare.problems import Arena, arenas, build, cells, some_of
 from bayesify.compare.results import Results
 from bayesify.compare.suite import Suite
@@ -18,7 +25,6 @@ from bayesify.errors import BayesifyError
 from bayesify.evaluation.evaluate import evaluate
 from bayesify.evaluation.temperature import temperature_scaled
 from bayesify.fitting import fit, versions
-from bayesify.likelihoods import LIKELIHOOD_OF_TASK
 from bayesify.options import to_json
 from bayesify.posterior import Posterior
 from bayesify.report.records import Record
@@ -48,12 +54,14 @@ class Outcome:
     Args:
         total: Number of cells.
         records: Of the suite's finished cells, in the suite's order.
+        literature: Published numbers for the suite's data, as records.
         failed: Names of the cells that failed, with the reason.
         interrupted: Whether the user stopped it.
     """
 
     total: int
     records: list[Record] = field(default_factory=list)
+    literature: list[Record] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     interrupted: bool = False
 
@@ -80,16 +88,27 @@ def run(
     if results.repair():
         watcher.on_message(f"Cut an unfinished last line off {results.file}; its cell runs again.")
     plan = [(arena, cell) for arena in ready for cell in cells(suite, arena)]
-    done = {record.get("cell"): record for record in results.records()}
-    outcome = Outcome(total=len(plan))
+    earlier = results.records()
+    done = {record.get("cell"): record for record in earlier}
+    outcome = Outcome(total=len(plan), literature=_literature(suite, ready))
+    for record in outcome.literature:
+        if record not in earlier:
+            results.append(record)
     todo = [(arena, cell) for arena, cell in plan if cell.identity not in done]
     watcher.on_start(len(plan), len(plan) - len(todo))
     try:
-        _Work(suite, results, watcher, outcome, done).run(todo)
+        with quick_collection() as set_aside:
+            _Work(suite, results, watcher, outcome, done, set_aside).run(todo)
     except KeyboardInterrupt:
         outcome.interrupted = True
     outcome.records = [done[cell.identity] for _, cell in plan if cell.identity in done]
     return outcome
+
+
+def _literature(suite: Suite, ready: Sequence[Arena]) -> list[Record]:
+    """Published numbers are those of a test part."""
+    sources = {arena.source: arena.name for arena in ready} if suite.split == "test" else {}
+    return [record for each in suite.literature for record in each.records(sources)]
 
 
 @dataclass
@@ -101,6 +120,7 @@ class _Work:
     watcher: Watcher
     outcome: Outcome
     done: dict[Any, Record]
+    set_aside: Callable[[], None]
     warm: set[Any] = field(default_factory=set)
     revision: str | None = field(default_factory=git_revision)
 
@@ -133,13 +153,14 @@ class _Work:
 
     def _fit(self, arena: Arena, cell: Cell, number: int) -> Posterior:
         suite, method, train = self.suite, cell.entry.method, arena.splits.train
-        likelihood = LIKELIHOOD_OF_TASK[arena.splits.task]
+        likelihood = likelihood_of(arena.splits.task, cell.setup.get("likelihood", {}))
         model = build(suite, arena, cell.model, seed=cell.seed)
         kind = (type(method), cell.model, arena.name)
         if kind not in self.warm:
             self.warm.add(kind)
             few = some_of(train, 2 * suite.batch_size)
             warm_up(model, few, method, likelihood=likelihood, device=suite.device)
+            self.set_aside()  # what a first fit has imported
         release_memory()
         return fit(
             model,
@@ -175,6 +196,7 @@ class _Work:
             "method": cell.entry.label,
             "model": cell.model,
             "data": cell.data,
+            "fold": cell.fold,
             "seed": cell.seed,
             "split": cell.split,
             "ood": cell.ood,

@@ -1,4 +1,4 @@
-"""What to compare: data x models x methods x seeds, from flags or from a TOML file.
+"""What to compare: data x folds x models x methods x seeds, from flags or from a TOML file.
 
 data = ["digits"]
 models = ["mlp"]
@@ -13,15 +13,21 @@ label = "stf, long"             # optional; what tables call it
 temperature = [0.1, 1.0]        # a list is a grid: every combination is compared
 "pretrain.epochs" = 20          # an option of the method inside
 where = "*.mlp.*"
+likelihood.scale = 0.5          # an option of the likelihood that belongs to the data's task
+
+`[[literature]]` tables hold published numbers: see compare/literature.py.
 """
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bayesify.compare.choices import flat, grid, near
+from bayesify.compare.choices import combinations, flat, grid, near
+from bayesify.compare.literature import Literature, read_literature
+from bayesify.data import check_validation_share
+from bayesify.data.parts import VALIDATION_SHARE
 from bayesify.errors import DataError, OptionError
 from bayesify.methods import METHODS
 from bayesify.methods.base import Method
@@ -32,6 +38,9 @@ SCALED = "+ts"
 DEFAULT_METHODS = ("map", "map" + SCALED, "ensemble", "stf")
 SPLITS = ("test", "validation")
 
+NOISE = "likelihood."
+"""Before the options of a row that are its likelihood's."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -41,11 +50,13 @@ class Entry:
         label: What tables call it.
         method: The method with its options.
         scaled: Whether its temperature is scaled on the validation part.
+        likelihood: Options of the likelihood; what it takes depends on the task.
     """
 
     label: str
     method: Method
     scaled: bool = False
+    likelihood: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,12 +77,15 @@ class Suite:
         data_dir: Where to look for the data.
         target: Column to predict, of a CSV file.
         task: "classification", "multilabel" or "regression"; None: decided by the data.
-        fold: Which of the given test parts, of an npz file that has several.
+        folds: Which of the given test parts, of data that have several; "all" is every one, and
+            None the first or only one. Folds are averaged over, as seeds are.
         image_size: Height and width that images of a folder are brought to.
         split_seed: Decides which examples are held out; the same for all seeds, so that no
             example that is judged on was ever learnt from.
+        validation_share: How much of what is not for testing is held out of training; 0: nothing.
         device: Where to train.
         command: The command line that asked for it, to be repeated.
+        literature: Published numbers to show beside the results.
     """
 
     data: tuple[str, ...] = ("digits",)
@@ -87,18 +101,23 @@ class Suite:
     data_dir: str | None = None
     target: str | None = None
     task: str | None = None
-    fold: int | None = None
+    folds: tuple[int, ...] | Literal["all"] | None = None
     image_size: int | None = None
     split_seed: int = 0
+    validation_share: float = VALIDATION_SHARE
     device: str = "cpu"
     command: str = ""
+    literature: tuple[Literature, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("data", "models", "methods", "seeds"):
-            if not getattr(self, name):
+        for name in ("data", "models", "methods", "seeds", "folds"):
+            if getattr(self, name) in ((), ""):
                 raise OptionError(f"{name}: expected at least one to compare, got none.")
         if self.split not in SPLITS:
             raise OptionError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}.")
+        if self.folds != "all" and isinstance(self.folds, str):
+            raise OptionError(f"folds={self.folds!r}: expected 'all' or whole numbers.")
+        self._check_validation()
         for name in ("num_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name}={getattr(self, name)}: expected at least 1.")
@@ -110,6 +129,16 @@ class Suite:
             raise OptionError(
                 f"methods: {', '.join(sorted(twice))} is asked for more than once; give each "
                 f"[[method]] a label of its own."
+            )
+
+    def _check_validation(self) -> None:
+        check_validation_share(self.validation_share)
+        scaled = [entry.label for entry in self.methods if entry.scaled]
+        wanted = ["split='validation'"] * (self.split == "validation") + scaled
+        if wanted and not self.validation_share:
+            raise OptionError(
+                f"{', '.join(wanted)}: expected a validation part, got validation_share=0, which "
+                f"cuts none; raise it, or leave out what needs it."
             )
 
 
@@ -154,12 +183,14 @@ def read(path: str | Path, **overrides: Any) -> Suite:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: expected a suite in TOML, got none ({reason}).") from error
-    methods = table.pop("method", None)
-    known = {each.name: each for each in fields(Suite) if each.name not in ("methods", "command")}
+    methods, literature = table.pop("method", None), table.pop("literature", [])
+    aside = ("methods", "command", "literature")
+    known = {each.name: each for each in fields(Suite) if each.name not in aside}
     for key in table:
         if key not in known:
             raise OptionError(
-                f"{path}: unknown key {key!r}; expected {', '.join(known)} or [[method]]"
+                f"{path}: unknown key {key!r}; expected {', '.join(known)}, [[method]] or "
+                f"[[literature]]"
                 f"{near(key, known)}"
             )
     given = {key: _field(f"{path}: {key}", key, value) for key, value in table.items()}
@@ -167,6 +198,7 @@ def read(path: str | Path, **overrides: Any) -> Suite:
         given["methods"] = tuple(each for row in _rows(path, methods) for each in _entries(row))
     else:
         given["methods"] = entries(DEFAULT_METHODS, {})
+    given["literature"] = read_literature(str(path), literature, given.get("data", Suite.data))
     return Suite(**(given | overrides))
 
 
@@ -177,10 +209,23 @@ def _named(name: str) -> Sequence[str]:
 def _entries(row: Mapping[str, Any]) -> list[Entry]:
     options = flat({key: each for key, each in row.items() if key not in ("name", "label")})
     name = row["name"]
-    made = grid(name.removesuffix(SCALED), options)
+    of_noise = {key: each for key, each in options.items() if key.startswith(NOISE)}
+    made = grid(
+        name.removesuffix(SCALED),
+        {key: each for key, each in options.items() if key not in of_noise},
+    )
+    lists = {key: each if isinstance(each, list) else [each] for key, each in of_noise.items()}
     label = row.get("label", name)
-    scaled = name.endswith(SCALED)
-    return [Entry(f"{label} {varied}".strip(), method, scaled) for varied, method in made]
+    return [
+        Entry(
+            label=" ".join(each for each in (label, varied, noise) if each),
+            method=method,
+            scaled=name.endswith(SCALED),
+            likelihood={key.removeprefix(NOISE): value for key, value in chosen.items()},
+        )
+        for varied, method in made
+        for noise, chosen in combinations(name, lists)
+    ]
 
 
 def _rows(path: str | Path, methods: Any) -> list[Mapping[str, Any]]:
@@ -196,18 +241,23 @@ def _rows(path: str | Path, methods: Any) -> list[Mapping[str, Any]]:
 
 def _field(where: str, key: str, value: Any) -> Any:
     """A value of the type that `Suite` has by default; a single value may stand for a list."""
-    if key in ("data", "models", "seeds"):
+    if key == "folds" and value == "all":
+        return value
+    if key in ("data", "models", "seeds", "folds"):
         values = value if isinstance(value, list) else [value]
-        return tuple(_checked(where, each, int if key == "seeds" else str) for each in values)
+        kind = str if key in ("data", "models") else int
+        return tuple(_checked(where, each, kind) for each in values)
     if key == "ood" and value == "none":
         return None
-    kinds = {"augment": bool}
-    kinds |= dict.fromkeys(("num_samples", "batch_size", "fold", "image_size", "split_seed"), int)
+    kinds = {"augment": bool, "validation_share": float}
+    kinds |= dict.fromkeys(("num_samples", "batch_size", "image_size", "split_seed"), int)
     return _checked(where, value, kinds.get(key, str))
 
 
 def _checked(where: str, value: Any, kind: type) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
     if type(value) is not kind:
-        words = {int: "a whole number", str: "text", bool: "true or false"}
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         raise OptionError(f"{where}: expected {words[kind]}, got {value!r}.")
     return value

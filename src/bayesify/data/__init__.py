@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bayesify.data.augment import augmented
-from bayesify.data.parts import Examples, Normalise, Splits
+from bayesify.data.parts import VALIDATION_SHARE, Examples, Normalise, Splits
 from bayesify.data.raw import Raw, Request
 from bayesify.data.sources import KINDS, SOURCES, find_path, locate, missing
 from bayesify.errors import DataError, OptionError
@@ -25,6 +25,7 @@ __all__ = [
     "augmented",
     "available",
     "load",
+    "num_folds",
     "ood",
     "splits",
 ]
@@ -52,6 +53,7 @@ def splits(
     seed: int = 0,
     fold: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    validation_share: float = VALIDATION_SHARE,
 ) -> Splits:
     """Read a data set and cut it into training, validation and test parts.
 
@@ -68,6 +70,8 @@ def splits(
         fold: Which row of `test_index` is the test part, for an `.npz` file that has it;
             None is the first.
         image_size: Height and width that images of a folder are brought to.
+        validation_share: How much of what is not for testing is held out of training; with 0
+            all of it is trained on, and the validation part is empty.
 
     Raises:
         DataError: The data are missing or cannot be used.
@@ -80,6 +84,7 @@ def splits(
     """
     if not 0 <= seed < 2**32:
         raise OptionError(f"seed={seed}: expected a whole number from 0 to 2**32 - 1; pass one.")
+    check_validation_share(validation_share)
     if str(source) in SOURCES and not SOURCES[str(source)].labelled:
         raise DataError(
             f"{source} has no labels to learn from: expected a labelled set; use it as foreign "
@@ -87,7 +92,27 @@ def splits(
         )
     request = Request(None, target, _task(task), fold, _image_size(image_size))
     raw = _read(str(source), request, data_dir)
-    return _function("bayesify.data.cut:cut")(raw, seed=seed)
+    cut = _function("bayesify.data.cut:cut")
+    return cut(raw, seed=seed, validation_share=validation_share)
+
+
+def num_folds(source: str | Path, *, data_dir: str | Path | None = None) -> int:
+    """How many test parts a data set brings to choose from by `fold`; 0: there is no choice.
+
+    Args:
+        source: As for `splits`.
+        data_dir: Where to look first.
+
+    Example:
+        >>> num_folds("digits")
+        0
+    """
+    if str(source) in SOURCES:
+        return 0
+    path = find_path(str(source), data_dir)
+    if "fold" not in TAKES.get(_kind(path), ()):
+        return 0
+    return _function("bayesify.data.npz:num_folds")(path)
 
 
 def load(source: str | Path, split: str = "train", **same: Any) -> Examples:
@@ -167,7 +192,7 @@ def _read(source: str, request: Request, data_dir: str | Path | None) -> Raw:
     if source in SOURCES:
         return _read_known(source, request, data_dir)
     path = find_path(source, data_dir)
-    kind = "" if path.is_dir() else path.suffix.lower() or "no ending"
+    kind = _kind(path)
     if kind not in KINDS:
         raise DataError(
             f"{path}: expected an .npz or .csv file or a folder of images, got {kind}; "
@@ -175,6 +200,11 @@ def _read(source: str, request: Request, data_dir: str | Path | None) -> Raw:
         )
     _refuse_foreign_options(request, str(path), TAKES[kind])
     return _function(KINDS[kind])(replace(request, path=path))
+
+
+def _kind(path: Path) -> str:
+    """A key of `KINDS`, if it is one that we read."""
+    return "" if path.is_dir() else path.suffix.lower() or "no ending"
 
 
 def _read_known(name: str, request: Request, data_dir: str | Path | None) -> Raw:
@@ -193,6 +223,15 @@ def _refuse_foreign_options(request: Request, source: str, takes: tuple[str, ...
                 f"{source} takes no {name}: expected {' and '.join(takes) or 'no option'}, got "
                 f"{name}={value!r}; leave it out."
             )
+
+
+def check_validation_share(share: float) -> None:
+    """Raise `OptionError` unless a part of that share leaves something to train on."""
+    if not 0 <= share < 1:
+        raise OptionError(
+            f"validation_share={share}: expected a number from 0 to less than 1; 0 holds nothing "
+            "out."
+        )
 
 
 def _task(task: str | None) -> str | None:

@@ -8,20 +8,27 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from bayesify.data.parts import Examples, Normalise, Splits, is_image_shape, unit
+from bayesify.data.parts import (
+    VALIDATION_SHARE,
+    Examples,
+    Normalise,
+    Splits,
+    is_image_shape,
+    unit,
+)
 from bayesify.data.raw import Raw
 from bayesify.errors import DataError
 
 TEST_SHARE = 0.2
-VALIDATION_SHARE = 0.15
 
 
-def cut(raw: Raw, *, seed: int) -> Splits:
+def cut(raw: Raw, *, seed: int, validation_share: float = VALIDATION_SHARE) -> Splits:
     """Check `raw`, cut it in three, and normalise by the statistics of its training part.
 
     Args:
         raw: As a reader returned it.
         seed: Decides the validation part, and the test part where none was given.
+        validation_share: Of the examples that are not for testing; with 0 the part is empty.
 
     Raises:
         DataError: Empty, not finite, lengths that differ, one class only, too few to cut.
@@ -31,7 +38,11 @@ def cut(raw: Raw, *, seed: int) -> Splits:
     y, names = encode(raw, task)
     classes = y if task == "classification" else None
     rest, test = _test_part(raw, classes, seed)
-    train, validation = hold_out(rest, classes, share=VALIDATION_SHARE, seed=seed, name=raw.name)
+    train, validation = rest, rest[:0]
+    if validation_share:
+        train, validation = hold_out(
+            rest, classes, share=validation_share, seed=seed, name=raw.name
+        )
     target = None
     if task == "regression":
         target = statistics(y[train])

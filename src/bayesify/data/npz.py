@@ -6,7 +6,7 @@ bytes, images (N, C, H, W) of floats in [0, 1], or features (N, ...).
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +52,17 @@ def read_inputs(path: Path) -> Tensor:
     )
 
 
-def _arrays(path: Path) -> Mapping[str, np.ndarray]:
+def num_folds(path: Path) -> int:
+    """How many rows `test_index` has; 0 where there is none."""
+    arrays = _arrays(path, only=("test_index",))
+    return len(np.atleast_2d(arrays["test_index"])) if arrays else 0
+
+
+def _arrays(path: Path, only: Container[str] | None = None) -> Mapping[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            wanted = [name for name in archive.files if only is None or name in only]
+            arrays = {name: archive[name] for name in wanted}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path}: expected an .npz file of plain arrays, got a damaged or foreign one "

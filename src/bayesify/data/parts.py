@@ -16,6 +16,10 @@ if TYPE_CHECKING:  # pandas is for tables only
     from bayesify.data.encoding import Encoding
 
 
+VALIDATION_SHARE = 0.15
+"""Of the training examples; what is held out of training where nothing else is asked for."""
+
+
 @dataclass(frozen=True, eq=False)
 class Normalise:
     """The map from raw inputs to what the model sees: `(x - loc) / scale`.
@@ -95,7 +99,7 @@ class Splits:
         name: The source it was read from.
         task: "classification", "multilabel" or "regression".
         train: Examples; y is int64 (B,) classes, float32 (B, L) of 0 and 1, or float32 (B, D).
-        validation: Same, for choosing options.
+        validation: Same, for choosing options; empty where none was asked for.
         test: Same, for the final figures only.
         input_shape: Of one example, e.g. (1, 8, 8) or (13,).
         num_outputs: Number of classes, labels or target dimensions.

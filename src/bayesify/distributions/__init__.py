@@ -4,10 +4,12 @@
 """
 
 from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
 
 DISTRIBUTIONS: dict[str, type[WeightDistribution]] = {
+    "MatrixNormal": MatrixNormal,
     "MeanField": MeanField,
     "Particles": Particles,
 }

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from bayesify.distributions.base import WeightDistribution
 from bayesify.errors import OptionError, ShapeError
 from bayesify.types import Inputs, Named, Where
-from bayesify.weights.gaussian import GaussianWeight
+from bayesify.weights.gaussian import GaussianWeight, standard_normal_rows
 from bayesify.weights.named import copied, weights_of
 from bayesify.weights.select import all_weights
 from bayesify.weights.store import Store, part
@@ -111,7 +111,9 @@ class MeanField(WeightDistribution):
         """N reparametrised samples: name -> (n, *shape)."""
         loc, scale = self.loc.named(), self.scale
         first = next(iter(loc.values()))
-        noise = _noise_rows(n, sum(each.numel() for each in loc.values()), first, generator)
+        noise = standard_normal_rows(
+            n, sum(each.numel() for each in loc.values()), first, generator
+        )
         eps = noise.split([each.numel() for each in loc.values()], dim=1)
         return {
             name: torch.addcmul(mean, scale[name], each.view(n, *mean.shape).to(mean.dtype))
@@ -163,16 +165,3 @@ def inverse_softplus(value: Tensor) -> Tensor:
         [0.5, 1.0, 50.0]
     """
     return value + torch.log(-torch.expm1(-value))
-
-
-def _noise_rows(n: int, size: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(n, size) standard normal noise, drawn row by row.
-
-    One call per row makes the first k rows of n those of k, so that chunks of samples are the
-    samples.
-    """
-    device = like.device if generator is None else generator.device
-    rows = [
-        torch.randn(size, generator=generator, dtype=like.dtype, device=device) for _ in range(n)
-    ]
-    return torch.stack(rows).to(like.device)

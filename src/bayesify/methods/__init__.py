@@ -1,5 +1,6 @@
 """The methods, one file each. `METHODS` is the table that the command line and the tests read."""
 
+from bayesify.methods.bali import BALI
 from bayesify.methods.base import Method
 from bayesify.methods.ensemble import Ensemble
 from bayesify.methods.map import MAP
@@ -11,4 +12,5 @@ METHODS: dict[str, type[Method]] = {
     "ensemble": Ensemble,
     "mean-field-vi": MeanFieldVI,
     "stf": STF,
+    "bali": BALI,
 }

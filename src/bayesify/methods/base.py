@@ -5,7 +5,7 @@ the optimiser and the schedule, and which `fit` feeds with batches. All objectiv
 nats per example (`bayesify/objective.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Optional, Protocol, runtime_checkable
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from bayesify.checkpointing import check_graph
 from bayesify.errors import DivergenceError
 from bayesify.likelihoods import Likelihood
-from bayesify.posterior import Posterior
-from bayesify.types import Inputs, Readout
+from bayesify.posterior import Posterior, WeightPosterior
+from bayesify.types import Inputs, Named, Readout
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Problem:
         num_data: Training examples N.
         steps_per_epoch: Batches in an epoch.
         example: Inputs of the first batch.
+        inputs: Gives the inputs of all training batches, on the model's device, for a look at the
+            data before the first step.
         readout: Turns what the model returns into a tensor.
         vectorize: Whether samples and members run at once.
         generator: Source of the run's noise.
@@ -39,6 +41,7 @@ class Problem:
     num_data: int
     steps_per_epoch: int
     example: Inputs
+    inputs: Callable[[], Iterator[Inputs]]
     readout: Readout
     vectorize: bool
     generator: torch.Generator
@@ -46,6 +49,11 @@ class Problem:
 
 class Run(Protocol):
     """A method at work on one problem."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the data that it wants."""
+        ...
 
     def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
         """Learn from one batch; returns what is worth logging, `loss` among it."""
@@ -69,13 +77,35 @@ class Method(Protocol):
         """The method that trains the network first; None when it starts from what is given."""
         ...
 
-    @property
-    def epochs(self) -> int:
-        """Passes over the data."""
-        ...
-
     def start(self, problem: Problem) -> Run:
         """Begin."""
+        ...
+
+
+class StreamRun(Run, Protocol):
+    """A run that can learn from any batch at any time."""
+
+    def update(
+        self, inputs: Inputs, target: Tensor, *, forgetting: float | None = None
+    ) -> dict[str, float]:
+        """Learn from a batch that has arrived; what was learnt before fades at the given rate."""
+        ...
+
+    def state_dict(self) -> Named:
+        """Everything that the run's future depends on, as tensors by name."""
+        ...
+
+    def load_state_dict(self, state: Named) -> None:
+        """Go on exactly where the run that gave `state` was."""
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A method whose posteriors hold all that is needed to learn on."""
+
+    def resume(self, posterior: WeightPosterior, example: Inputs) -> StreamRun:
+        """Go on where `posterior` ended; the layers are read off `example`."""
         ...
 
 
@@ -87,7 +117,8 @@ class GradientRun:
     Args:
         terms: `(inputs, target) -> {"loss": ..., more to log}`, differentiable.
         optimiser: Holds the parameters that the loss depends on.
-        total_steps: Length of the schedule.
+        epochs: Passes over the data, the length of the schedule.
+        steps_per_epoch: Batches in one.
         posterior: Builds the posterior from what has been learnt.
     """
 
@@ -96,12 +127,16 @@ class GradientRun:
         terms: Callable[[Inputs, Tensor], dict[str, Tensor]],
         optimiser: torch.optim.Optimizer,
         *,
-        total_steps: int,
+        epochs: int,
+        steps_per_epoch: int,
         posterior: Callable[[], Posterior],
     ) -> None:
+        self.epochs = epochs
         self._terms = terms
         self._optimiser = optimiser
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total_steps)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimiser, epochs * steps_per_epoch
+        )
         self._posterior = posterior
         self._steps = 0
         self._last_loss: float | None = None

@@ -109,7 +109,8 @@ def train_members(
     return GradientRun(
         terms,
         adam(groups, weight_decay=1 / (problem.num_data * prior_scale**2)),
-        total_steps=epochs * problem.steps_per_epoch,
+        epochs=epochs,
+        steps_per_epoch=problem.steps_per_epoch,
         posterior=lambda: WeightPosterior(
             problem.model,
             q,

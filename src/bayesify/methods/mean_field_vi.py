@@ -103,7 +103,8 @@ class MeanFieldVI:
         return GradientRun(
             terms,
             adam(groups),
-            total_steps=self.epochs * problem.steps_per_epoch,
+            epochs=self.epochs,
+            steps_per_epoch=problem.steps_per_epoch,
             posterior=lambda: WeightPosterior(
                 model,
                 q,

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -33,6 +34,9 @@ MODELS: Mapping[str, Callable[[Sequence[int], int], nn.Module]] = {
 }
 """Each takes the shape of one input and the number of outputs."""
 
+SIZED = "mlp-"
+"""Before the widths of the hidden layers: `mlp-64-64` is `mlp`."""
+
 
 def build(
     name: str, input_shape: Sequence[int], num_outputs: int, *, seed: int | None = None
@@ -40,7 +44,8 @@ def build(
     """A fresh net for inputs of `input_shape`.
 
     Args:
-        name: A key of `MODELS`, or 'module:function' of your own, called as
+        name: A key of `MODELS`; `mlp-` and the widths of the hidden layers, as in `mlp-50` or
+            `mlp-400-400`; or 'module:function' of your own, called as
             `function(input_shape, num_outputs)`; modules in the current directory are found too.
         input_shape: Of one example.
         num_outputs: Classes, labels or target dimensions.
@@ -54,8 +59,10 @@ def build(
     Example:
         >>> build("mlp", (1, 8, 8), 10, seed=0)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
+        >>> [each.out_features for each in build("mlp-50", (13,), 1) if isinstance(each, nn.Linear)]
+        [50, 1]
     """
-    builder = MODELS[name] if name in MODELS else _own(name)
+    builder = _builder(name)
     if seed is None:
         return builder(input_shape, num_outputs)
     with torch.random.fork_rng(devices=[]):
@@ -102,6 +109,22 @@ def _misfits(wanted: Named, given: Named) -> list[str]:
     return [f"{what}: {', '.join(names)}" for what, names in listed.items() if names]
 
 
+def _builder(name: str) -> Callable[[Sequence[int], int], nn.Module]:
+    if name in MODELS:
+        return MODELS[name]
+    return _mlp_of(name) if name.startswith(SIZED) else _own(name)
+
+
+def _mlp_of(name: str) -> Callable[[Sequence[int], int], nn.Module]:
+    widths = name.removeprefix(SIZED).split("-")
+    if not all(each.isascii() and each.isdecimal() and int(each) for each in widths):
+        raise OptionError(
+            f"unknown model {name!r}: expected the widths of the hidden layers, whole numbers "
+            f"above 0 with - between them, as in {SIZED}50 or {SIZED}400-400."
+        )
+    return partial(mlp.mlp, hidden=tuple(map(int, widths)))
+
+
 def _own(name: str) -> Callable[[Sequence[int], int], nn.Module]:
     function = _find(name)
 
@@ -131,8 +154,8 @@ def _find(name: str) -> Callable[..., object]:
     if not (colon and module_name and function_name):
         near = difflib.get_close_matches(name, MODELS, n=1)
         raise OptionError(
-            f"unknown model {name!r}: expected one of {', '.join(MODELS)}, or 'module:function' of "
-            f"your own{f'; did you mean {near[0]!r}?' if near else '.'}"
+            f"unknown model {name!r}: expected one of {', '.join(MODELS)}, {SIZED}50 and the like, "
+            f"or 'module:function' of your own{f'; did you mean {near[0]!r}?' if near else '.'}"
         )
     try:
         with _current_directory_importable():

@@ -35,6 +35,16 @@ class Column:
             return MISSING
         return FORMATS[self.kind](value)
 
+    def published(self, value: float | None) -> str:
+        """A number of others: with two digits, or those that it has, where no unit is involved.
+
+        >>> METRICS["rmse"].published(2.9), METRICS["accuracy"].published(0.9712)
+        ('2.90', '97.1')
+        """
+        if value is None or self.kind != "number":
+            return self.text(value)
+        return f"{value:.2f}" if value == round(value, 2) else f"{value:g}"
+
     def badness(self, value: float) -> float:
         """Sorts values from best (lowest) to worst.
 
@@ -74,7 +84,8 @@ METRICS: dict[str, Column] = {
         "NLL",
         "number",
         LESS,
-        "mean negative log of the averaged predictive at the truth, nats per example",
+        "mean negative log of the averaged predictive at the truth, nats per example; "
+        "in regression of its density in the target's units",
     ),
     "ece": Column(
         "ECE %",

@@ -1,26 +1,29 @@
-"""Records that may be compared, and their averages over seeds.
+"""Records that may be compared, and their averages over folds and seeds.
 
 Runs are compared when they share data, model, split and out-of-distribution data. Within such a
-group, runs of the same method with the same options and setup differ by their seed only and are
-averaged:
+group, runs of the same method with the same options and setup differ by their fold and seed only
+and are averaged:
 
     mean = 1/n sum_i x_i,    standard error = sqrt(sum_i (x_i - mean)^2 / (n - 1)) / sqrt(n)
+
+Where there are several folds, x_i is the mean over the seeds of fold i: runs that share their data
+say less together than as many independent ones.
 """
 
 import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from bayesify.report.columns import COST, METRICS
-from bayesify.report.records import Record
+from bayesify.report.records import Record, is_published
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n seeds; one seed has no standard error."""
+    """A mean over n folds, or over n seeds of one; a single one has no standard error."""
 
     mean: float
     standard_error: float | None
@@ -29,7 +32,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One method with one set of options: its runs, one per seed."""
+    """One method with one set of options: its runs, one per fold and seed."""
 
     label: str
     runs: tuple[Record, ...]
@@ -37,12 +40,23 @@ class Row:
     @property
     def seeds(self) -> list[int]:
         """The seeds of the runs, in order."""
-        return sorted(run["seed"] for run in self.runs)
+        return sorted({run["seed"] for run in self.runs})
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds of the runs, in order; none where the data have one test part only."""
+        return sorted({run["fold"] for run in self.runs if run.get("fold") is not None})
 
     def estimate(self, name: str) -> Estimate | None:
         """Mean of a metric or a cost; None where a run lacks it or it is not finite."""
         kind = "cost" if name in COST else "metrics"
-        return estimate((run.get(kind) or {}).get(name) for run in self.runs)
+        values: dict[int | None, list[float | None]] = {}
+        for run in self.runs:
+            values.setdefault(run.get("fold"), []).append((run.get(kind) or {}).get(name))
+        if len(values) == 1:
+            return estimate(*values.values())
+        means = [estimate(each) for each in values.values()]
+        return estimate(None if each is None else each.mean for each in means)
 
     def mean(self, name: str) -> float | None:
         """Only the mean of `estimate`."""
@@ -51,8 +65,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Published:
+    """Numbers that others published: not measured here, and never averaged or ranked.
+
+    Args:
+        label: Name of the method.
+        source: Where the numbers stand.
+        spread: What the numbers after ± are; "" where nothing was said.
+        values: By metric: the number and its spread, None where none was published.
+    """
+
+    label: str
+    source: str
+    spread: str
+    values: Mapping[str, tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
 class Group:
-    """All methods on one data set with one model."""
+    """All methods on one data set with one model, and what others published on these data."""
 
     data: str
     model: str
@@ -60,6 +91,7 @@ class Group:
     ood: str | None
     task: str
     rows: tuple[Row, ...]
+    published: tuple[Published, ...] = ()
 
     @property
     def metrics(self) -> list[str]:
@@ -75,6 +107,11 @@ class Group:
     def seeds(self) -> list[int]:
         """All seeds that occur, in order."""
         return sorted({seed for row in self.rows for seed in row.seeds})
+
+    @property
+    def folds(self) -> list[int]:
+        """All folds that occur, in order."""
+        return sorted({fold for row in self.rows for fold in row.folds})
 
 
 def estimate(values: Iterable[float | None]) -> Estimate | None:
@@ -96,29 +133,47 @@ def groups(records: Iterable[Record]) -> list[Group]:
     """Records by data, model, split and OOD data, in the order they first occur.
 
     A cell that was run twice counts once, the later run. A method that occurs with several sets of
-    options gets a row for each: `stf`, `stf #2`, ...
+    options gets a row for each: `stf`, `stf #2`, ... Published numbers stand in all groups of a
+    test part of their data; of two with one name the later counts.
     """
-    cells: dict[tuple[str, ...], dict[tuple[str, str], dict[int, Record]]] = {}
+    cells: dict[tuple[str, ...], dict[tuple[str, str], dict[tuple[int, int], Record]]] = {}
     tasks: dict[tuple[str, ...], str] = {}
+    published: dict[tuple[str, str], dict[str, Published]] = {}
     for record in records:
+        if is_published(record):
+            beside = published.setdefault((record["data"], "test"), {})
+            beside[record["literature"]] = _published(record)
+            continue
         key = (record["data"], record["model"], record["split"], record.get("ood") or "")
         options = json.dumps([record.get("options"), record.get("setup")], sort_keys=True)
         tasks.setdefault(key, record["task"])
         runs = cells.setdefault(key, {}).setdefault((record["method"], options), {})
-        runs[record["seed"]] = record
+        fold = record.get("fold")
+        runs[-1 if fold is None else fold, record["seed"]] = record
     return [
-        Group(*key[:3], ood=key[3] or None, task=tasks[key], rows=_rows(cell))
+        Group(
+            *key[:3],
+            ood=key[3] or None,
+            task=tasks[key],
+            rows=_rows(cell),
+            published=tuple(published.get((key[0], key[2]), {}).values()),
+        )
         for key, cell in cells.items()
     ]
 
 
-def _rows(cell: dict[tuple[str, str], dict[int, Record]]) -> tuple[Row, ...]:
+def _published(record: Record) -> Published:
+    values = {name: (each["value"], each.get("spread")) for name, each in record["metrics"].items()}
+    return Published(record["literature"], record["source"], record.get("spread", ""), values)
+
+
+def _rows(cell: dict[tuple[str, str], dict[tuple[int, int], Record]]) -> tuple[Row, ...]:
     rows: list[Row] = []
     seen: Counter[str] = Counter()
     for (method, _), runs in cell.items():
         seen[method] += 1
         label = method if seen[method] == 1 else f"{method} #{seen[method]}"
-        rows.append(Row(label, tuple(runs[seed] for seed in sorted(runs))))
+        rows.append(Row(label, tuple(runs[place] for place in sorted(runs))))
     return tuple(rows)
 
 

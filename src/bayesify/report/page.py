@@ -14,7 +14,7 @@ from bayesify.errors import DataError
 from bayesify.report.columns import Column, column
 from bayesify.report.groups import Group, Row, groups
 from bayesify.report.plots import cost_against_quality, reliability_diagrams, roc_curves
-from bayesify.report.records import Record, check
+from bayesify.report.records import Record, check, is_published
 from bayesify.report.style import GRID, INK, MUTED, PALETTE, PAPER, Style, styles
 from bayesify.report.tables import Table, circumstances, cost_table, quality_table
 
@@ -79,7 +79,8 @@ def render(records: Sequence[Record], *, title: str = "bayesify report") -> str:
         raise DataError("expected at least one result to report, got none.")
     for number, record in enumerate(records, start=1):
         check(record, f"record {number}")
-    found = groups(records)
+    if not (found := groups(records)):
+        raise DataError("expected at least one run to report, got published numbers only.")
     labels = list(dict.fromkeys(row.label for group in found for row in group.rows))
     drawn = styles(labels)
     sections = [_section(group, drawn, number) for number, group in enumerate(found, start=1)]
@@ -93,7 +94,7 @@ def render(records: Sequence[Record], *, title: str = "bayesify report") -> str:
     return environment.get_template("page.html.j2").render(
         title=title,
         sections=sections,
-        runs=len(records),
+        runs=sum(not is_published(each) for each in records),
         methods=labels,
         definitions=_definitions(found),
         styles=drawn,
@@ -114,9 +115,10 @@ def command(group: Group) -> str:
     methods = dict.fromkeys(run["method"].split("+")[0] for run in runs)
     ood = f" --ood {group.ood}" if group.ood else ""
     seeds = ",".join(map(str, group.seeds))
+    folds = f" --folds {','.join(map(str, group.folds))}" if group.folds else ""
     return (
         f"bayesify compare --data {group.data}{ood} --model {group.model} "
-        f"--methods {','.join(methods)} --seeds {seeds}"
+        f"--methods {','.join(methods)} --seeds {seeds}{folds}"
     )
 
 
@@ -128,7 +130,7 @@ def _section(group: Group, drawn: dict[str, Style], number: int) -> Section:
         quality=quality_table(group),
         cost=cost_table(group),
         figures=_figures(group, drawn),
-        appendix=tuple((row.label, _seeds(row), _options(row)) for row in group.rows),
+        appendix=tuple((row.label, _places(row), _options(row)) for row in group.rows),
         command=command(group),
     )
 
@@ -151,7 +153,7 @@ def _figures(group: Group, drawn: dict[str, Style]) -> tuple[Figure, ...]:
         (
             "Quality and its price",
             cost_against_quality(group, drawn),
-            "Down and to the left is better and cheaper. Bars are standard errors over seeds.",
+            "Down and to the left is better and cheaper. Bars are standard errors.",
         ),
     ]
     return tuple(Figure(title, Markup(_themed(svg)), text) for title, svg, text in made if svg)
@@ -183,8 +185,10 @@ def _options(row: Row) -> str:
     return json.dumps(shown, indent=2, ensure_ascii=False)
 
 
-def _seeds(row: Row) -> str:
-    return ", ".join(map(str, row.seeds))
+def _places(row: Row) -> str:
+    """The folds and seeds of a row's runs."""
+    places = {"folds": row.folds, "seeds": row.seeds}
+    return "; ".join(f"{name} {', '.join(map(str, each))}" for name, each in places.items() if each)
 
 
 def _provenance(records: Sequence[Record]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Reading `results.jsonl`: one finished run a line, checked as it comes in."""
+"""Reading `results.jsonl`: one finished run or published method a line, checked as it comes in."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,10 @@ from typing import Any, TypeAlias
 from bayesify.errors import DataError
 
 Record: TypeAlias = dict[str, Any]
-"""One run: method, model, data, seed, split, task, options, metrics, cost, curves, versions."""
+"""One run: method, model, data, fold, seed, split, task, options, metrics, cost, curves, versions.
+
+Or numbers that others published, under the name of the method in `literature`.
+"""
 
 REQUIRED = {
     "method": str,
@@ -18,7 +21,10 @@ REQUIRED = {
     "task": str,
     "metrics": dict,
 }
-"""Entries a record cannot do without, and their types."""
+"""Entries a run cannot do without, and their types."""
+
+PUBLISHED = {"literature": str, "source": str, "data": str, "metrics": dict}
+"""Entries that published numbers cannot do without."""
 
 
 def read(path: str | Path) -> list[Record]:
@@ -53,11 +59,21 @@ def check(record: Any, where: str) -> Record:
     """The record itself, or `DataError` saying what `where` lacks."""
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected a JSON object, got {type(record).__name__}.")
-    for name, kind in REQUIRED.items():
+    required = PUBLISHED if is_published(record) else REQUIRED
+    for name, kind in required.items():
         if not isinstance(record.get(name), kind):
             got = repr(record[name]) if name in record else "nothing"
             raise DataError(f"{where}: expected `{name}` to be a {kind.__name__}, got {got}.")
+    if is_published(record):
+        for name, each in record["metrics"].items():
+            if not (isinstance(each, dict) and isinstance(each.get("value"), int | float)):
+                raise DataError(f"{where}: expected `{name}` to hold a value, got {each!r}.")
     return record
+
+
+def is_published(record: Record) -> bool:
+    """Whether it holds numbers of others instead of a run."""
+    return "literature" in record
 
 
 def _parse(line: str, where: str) -> Record:

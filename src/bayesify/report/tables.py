@@ -10,12 +10,12 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from bayesify.report.columns import BRIEF, COST, Column, column
-from bayesify.report.groups import Estimate, Group
+from bayesify.report.groups import Estimate, Group, Published
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as shown, its standard error (empty for one seed), and whether it is the best."""
+    """A value as shown, its standard error (empty for one run), and whether it is the best."""
 
     text: str
     error: str
@@ -24,22 +24,38 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, and a row of cells for each label."""
+    """Columns, and a row of cells for each label.
+
+    Args:
+        columns: Of all rows.
+        rows: What was measured.
+        published: What others published, with the marks of the footnotes in its labels.
+        notes: Footnotes.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    published: tuple[tuple[str, tuple[Cell, ...]], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def table(group: Group, names: list[str]) -> Table:
-    """Means over seeds of the numbers `names`, for every method of a group.
+    """Means over folds and seeds of the numbers `names`, for every method of a group.
 
     The best value of a column is marked, with every value that reads the same; a column of one
-    value, or without a better and worse, has no mark.
+    value, or without a better and worse, has no mark. Published numbers have none either.
     """
     cells = [_cells(column(name), [row.estimate(name) for row in group.rows]) for name in names]
+    beside = [each for each in group.published if not each.values.keys().isdisjoint(names)]
+    marks = _marks(beside)
     return Table(
         tuple(column(name) for name in names),
         tuple((row.label, tuple(each[i] for each in cells)) for i, row in enumerate(group.rows)),
+        tuple(
+            (f"{each.label} {marks[_origin(each)]}", _published_cells(each, names))
+            for each in beside
+        ),
+        (*(f"{mark} {origin}" for origin, mark in marks.items()), *_unfinished(group)),
     )
 
 
@@ -76,13 +92,21 @@ def _drawn(group: Group, names: Sequence[str], title: str) -> RichTable:
     present = {*group.metrics, *group.costs}
     plain = table(group, [name for name in names if name in present])
     drawn = RichTable(
-        title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title=title or None,
+        title_justify="left",
+        caption=Text("\n".join(plain.notes)) if title and plain.notes else None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     drawn.add_column("Method", no_wrap=True)
     for each in plain.columns:
         drawn.add_column(f"{each.title}{each.arrow}", justify="right", no_wrap=True)
     for label, cells in plain.rows:
-        drawn.add_row(label, *(_styled(cell) for cell in cells))
+        drawn.add_row(Text(label), *(_styled(cell) for cell in cells))
+    drawn.add_section()
+    for label, cells in plain.published:
+        drawn.add_row(Text(label, style="italic"), *(_styled(cell) for cell in cells))
     return drawn
 
 
@@ -96,11 +120,46 @@ def caption(group: Group) -> str:
 
 
 def circumstances(group: Group) -> str:
-    """Split, OOD data and number of seeds."""
+    """Split, OOD data, and the numbers of folds and seeds."""
     ood = [f"OOD: {group.ood}"] if group.ood else []
-    count = len(group.seeds)
-    seeds = f"{count} seed{'' if count == 1 else 's'}"
-    return " · ".join([f"{group.split} split", *ood, seeds])
+    folds = [_counted(len(group.folds), "fold")] if group.folds else []
+    return " · ".join([f"{group.split} split", *ood, *folds, _counted(len(group.seeds), "seed")])
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _origin(each: Published) -> str:
+    spread = f" (±: {each.spread})" if each.spread else ""
+    return f"From the literature, not measured here: {each.source}{spread}"
+
+
+def _marks(beside: Sequence[Published]) -> dict[str, str]:
+    """One, two, three asterisks: a mark for each origin."""
+    origins = dict.fromkeys(_origin(each) for each in beside)
+    return {origin: "*" * number for number, origin in enumerate(origins, start=1)}
+
+
+def _published_cells(each: Published, names: Sequence[str]) -> tuple[Cell, ...]:
+    values = [(column(name), *each.values.get(name, (None, None))) for name in names]
+    return tuple(
+        Cell(
+            shown.published(value),
+            shown.published(spread) if spread is not None else "",
+            best=False,
+        )
+        for shown, value, spread in values
+    )
+
+
+def _unfinished(group: Group) -> list[str]:
+    """What makes means incomparable: methods that have run on fewer folds and seeds than others."""
+    most = max((len(row.runs) for row in group.rows), default=0)
+    fewer = [f"{row.label} {len(row.runs)}" for row in group.rows if len(row.runs) < most]
+    return (
+        [f"Means of fewer runs than the {most} of the others: {', '.join(fewer)}"] if fewer else []
+    )
 
 
 def _cells(each: Column, estimates: list[Estimate | None]) -> list[Cell]:

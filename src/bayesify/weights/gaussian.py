@@ -87,3 +87,18 @@ def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     device = like.device if generator is None else generator.device
     noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=device)
     return noise.to(like.device)
+
+
+def standard_normal_rows(
+    n: int, size: int, like: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """(n, size) standard normal noise, drawn row by row.
+
+    One call per row makes the first k rows of n those of k, so that chunks of samples are the
+    samples.
+    """
+    device = like.device if generator is None else generator.device
+    rows = [
+        torch.randn(size, generator=generator, dtype=like.dtype, device=device) for _ in range(n)
+    ]
+    return torch.stack(rows).to(like.device)

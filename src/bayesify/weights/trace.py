@@ -107,15 +107,16 @@ class _Recorder(TorchFunctionMode):
 
     def _note(self, tensor: Tensor, names: tuple[str, ...]) -> None:
         # held alive, as an id lasts no longer; with its version, as it may be overwritten later
-        self._unreached[id(tensor)] = (tensor, _version(tensor), names)
+        self._unreached[id(tensor)] = (tensor, version(tensor), names)
 
     def _names(self, tensor: Tensor) -> tuple[str, ...] | None:
         """The weights it was computed of; None once the inputs have reached it."""
         noted = self._unreached.get(id(tensor))
-        return noted[2] if noted and noted[1] == _version(tensor) else None
+        return noted[2] if noted and noted[1] == version(tensor) else None
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
+    """How often the tensor's memory has been written to."""
     return 0 if tensor.is_inference() else tensor._version
 
 

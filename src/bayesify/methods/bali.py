@@ -1,0 +1,243 @@
+"""BALI: every layer a multivariate Bayesian linear regression on pseudo-targets.
+
+Source: BALI, Bayesian layerwise inference, as its abstract describes it: each layer a multivariate
+Bayesian linear regression; pseudo-targets are the layer's outputs moved by the back-propagated
+gradient of the objective; matrix-normal posteriors with Kronecker covariance; moving averages over
+terms of the natural parameters for mini-batches. Its equations were not at hand: those below are
+our completion, and each open choice is an option (docs/methods/bali.md lists them).
+
+    layer       T | H, W ~ MN(H W, I, V),  W ~ MN(0, I / tau, V)   =>   W ~ MN(M, P^-1, V)
+                H: rows of features, with a constant 1 for the bias; for a convolution its patches
+    targets     T = H M - G V,   G = d(-log p) / d(outputs), summed over examples
+    noise       V = (F + delta I)^-1,  F the Fisher information of labels drawn from the model;
+                of a Gaussian output its own variance, so that this layer is exact regression
+    batches     P   <- (1 - rho) P   + rho ((N / B) H^T H + tau I)
+                P M <- (1 - rho) P M + rho ((N / B) H^T T)         (rho: cosine after a warm-up)
+    noise s^2   of a Gaussian: moving average of squared residuals of noisy forward passes
+
+It starts from the network's weights, with the second moments of the features that they cause (one
+pass over the data): from zero statistics the first batch would be fitted completely. The step from
+outputs to targets is the noise covariance V: with k V the prior would silently be scaled by 1 / k.
+K members are K independent posteriors from K starts, run at once; the posterior is their mixture.
+The layers are updated all at once, and forward passes in training draw each example's outputs from
+their marginal (`weights/regression.py`).
+Cost of a step: a forward and two backward passes (none for weights), and per layer of a inputs and
+b outputs n a^2 + a^3 / 3 + a^2 b + n a b + b^3 operations, for n rows; a convolution has a row per
+output position, and is dear. It stores a^2 + b^2 numbers a layer besides the weights.
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bayesify.batches import batch_size, first_example
+from bayesify.distributions.matrix_normal import Layer, MatrixNormal
+from bayesify.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
+from bayesify.methods.base import Method, Problem
+from bayesify.methods.ensemble import fresh_starts
+from bayesify.methods.layerwise import LayerwiseOptions, LayerwiseRun
+from bayesify.methods.learnt_layer import LearntLayer
+from bayesify.modes import evaluating
+from bayesify.numerics.layer_regression import LayerRegression
+from bayesify.options import check_options, option, register
+from bayesify.posterior import WeightPosterior
+from bayesify.types import Inputs, Named, Where
+from bayesify.weights.linear_maps import LinearMap, roles
+from bayesify.weights.named import buffers_of, copied, stacked, weights_of
+from bayesify.weights.select import all_weights
+
+FIRST_COVARIANCE = 0.1
+"""V = 0.1 I for the noise of the very first forward pass, before F has seen a batch."""
+
+
+@register
+@dataclass(frozen=True)
+class BALI(LayerwiseOptions):
+    """Bayesian layerwise inference.
+
+    Example:
+        >>> import bayesify
+        >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
+        >>> posterior = bayesify.fit(nn.Linear(4, 3), (x, y), BALI(epochs=1, min_steps=1))
+        >>> posterior.predict(x, num_samples=8).logits.shape
+        torch.Size([8, 64, 3])
+    """
+
+    pretrain: Method | None = option(
+        None, help="method that trains the network first; none: BALI trains it itself"
+    )
+    where: Where = option(all_weights, help="which weights are learnt; the others stay")
+    members: int = option(1, help="how many independent posteriors are mixed", at_least=1)
+    epochs: int = option(10, help="passes over the data, at least", at_least=1)
+    min_steps: int = option(1500, help="steps at least: small data get more passes", at_least=1)
+    prior_precision: float = option(
+        0.1, help="tau of the prior MN(0, I / tau, V) of each layer", above=0
+    )
+    rest: str = option(
+        "vectors",
+        help="weights that are no layers and yet trained, by Adam: vectors (norms), or all",
+        choices=("vectors", "all"),
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def start(self, problem: Problem) -> LayerwiseRun:
+        """Find the layers, look at the data once, and begin."""
+        model, more = problem.model, self.members - 1
+        learnt = self._learnt(model, problem.example)
+        starts = [model, *(fresh_starts(model, more, problem.generator) if more else ())]
+        weights = stacked([weights_of(each) for each in starts])
+        run = self._run(
+            problem,
+            [self._layer(each, law, weights) for each, law in learnt.layers],
+            points={name: weights[name] for name in learnt.points},
+            buffers=stacked([buffers_of(each) for each in starts]),
+        )
+        self._see_data(run, problem.inputs())
+        return run
+
+    def resume(self, posterior: WeightPosterior, example: Inputs) -> LayerwiseRun:
+        """Go on learning where a fitted posterior ended, from a stream.
+
+        Args:
+            posterior: Of BALI; it does not change.
+            example: A small batch of inputs, from which the layers are read.
+        """
+        q, record = posterior.q, posterior.record
+        if not isinstance(q, MatrixNormal) or record is None:
+            raise OptionError(
+                f"resume: expected a posterior that BALI has fitted, got {posterior!r}."
+            )
+        model = copy.deepcopy(posterior.model)
+        problem = Problem(
+            model=model,
+            likelihood=copy.deepcopy(posterior.likelihood),
+            num_data=record.num_data,
+            steps_per_epoch=1,
+            example=example,
+            inputs=lambda: iter([example]),
+            readout=posterior.readout,
+            vectorize=posterior.vectorize,
+            generator=torch.Generator().manual_seed(record.seed + 1),
+        )
+        maps = {each.weight: each for each in roles(model, example).maps}
+        run = self._run(
+            problem,
+            [self._layer(maps[law.weight], law, copied(q.loc.named())) for law in q.layers],
+            points=copied(q.points.named()),
+            buffers=copied(q.statistics.named()),
+        )
+        for layer in run.layers:
+            layer.regression = LayerRegression.of_factors(
+                layer.regression.mean,
+                q.row.named()[layer.name].detach(),
+                q.column.named()[layer.name].detach(),
+                prior_precision=q.prior_precision.named()[layer.name],
+                damping=self.damping,
+            )
+        _find_output(run, example)
+        return run
+
+    def _learnt(self, model: nn.Module, example: Inputs) -> "Learnt":
+        """Which weights are layers, and which are points.
+
+        Raises:
+            UnsupportedLayerError: a weight is neither.
+        """
+        found = roles(model, example)
+        trainable = {name for name, each in model.named_parameters() if each.requires_grad}
+        chosen = [name for name in self.where(model, example) if name in trainable]
+        maps = [each for each in found.maps if each.weight in chosen]
+        layers = [(m, Layer(m.weight, m.bias if m.bias in chosen else None)) for m in maps]
+        if not layers:
+            raise UnsupportedModelError(
+                f"BALI found no layer to learn in {type(model).__name__}: no weight that is "
+                f"chosen and not frozen multiplies activations in a linear layer or convolution."
+            )
+        taken = {name for _, law in layers for name in law.names}
+        points = [name for name in chosen if name not in taken]
+        weights = weights_of(model)
+        refused = [n for n in points if self.rest == "vectors" and weights[n].ndim > 1]
+        if refused:
+            reasons = "; ".join(
+                f"`{name}` ({found.others.get(name, 'the forward pass does not read it')})"
+                for name in refused
+            )
+            raise UnsupportedLayerError(
+                f"BALI learns linear layers and convolutions as regressions, and vectors such as "
+                f"the gains of norms by Adam; it cannot treat {reasons}. Pass rest='all' to train "
+                f"them by Adam as points, choose others with `where`, or freeze them "
+                f"(requires_grad_(False)) to keep their values."
+            )
+        return Learnt(layers, points)
+
+    def _layer(self, linear_map: LinearMap, law: Layer, weights: Named) -> LearntLayer:
+        weight = weights[law.weight]
+        matrix = linear_map.matrix(weight, None if law.bias is None else weights[law.bias])
+        regression = LayerRegression.start(
+            matrix,
+            matrix.new_zeros(len(matrix), matrix.shape[1], matrix.shape[1]),
+            prior_precision=self.prior_precision,
+            covariance=FIRST_COVARIANCE,
+        )
+        return LearntLayer(linear_map, law, weight.shape[1:], regression)
+
+    def _run(
+        self, problem: Problem, layers: list[LearntLayer], *, points: Named, buffers: Named
+    ) -> LayerwiseRun:
+        return LayerwiseRun(
+            problem.model,
+            problem.likelihood,
+            layers,
+            points=points,
+            buffers=buffers,
+            options=self,
+            num_data=problem.num_data,
+            steps_per_epoch=problem.steps_per_epoch,
+            epochs=max(self.epochs, -(-self.min_steps // problem.steps_per_epoch)),
+            generator=problem.generator,
+            vectorize=problem.vectorize,
+            readout=problem.readout,
+        )
+
+    def _see_data(self, run: LayerwiseRun, batches: Iterable[Inputs]) -> None:
+        """Begin with the second moments of the features under the first weights.
+
+        Starting them at zero would fit the first batch completely, and diverge.
+        """
+        grams: dict[str, Tensor] = {}
+        seen = 0
+        for inputs in batches:
+            if not seen:
+                _find_output(run, inputs)
+            _, tape = run.look(inputs)
+            for layer in run.layers:
+                h = layer.features(tape)
+                grams[layer.name] = grams.get(layer.name, 0) + (h.mT @ h).double()
+            seen += batch_size(inputs)
+        for layer in run.layers:
+            mean = layer.regression.mean
+            gram = (run.num_data / seen * grams[layer.name]).expand(len(mean), -1, -1)
+            layer.regression = LayerRegression.start(
+                mean, gram, prior_precision=self.prior_precision, covariance=FIRST_COVARIANCE
+            )
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What is learnt of a network: layers by regression, points by Adam."""
+
+    layers: list[tuple[LinearMap, Layer]]
+    points: list[str]
+
+
+def _find_output(run: LayerwiseRun, inputs: Inputs) -> None:
+    """Mark the layer whose output is the network's: its noise may be known."""
+    with evaluating(run.model):
+        _, tape = run.look(first_example(inputs))
+    for layer in run.layers:
+        layer.is_output = tape.is_output(layer.name)

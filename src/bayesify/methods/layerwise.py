@@ -1,0 +1,347 @@
+"""The run that learns every layer by Bayesian regression on pseudo-targets: BALI at work.
+
+One step on a batch (equations in `numerics/layer_regression.py`):
+
+    1. a forward pass of all K members with noise, the inputs h of every layer on a tape
+    2. a backward pass of the summed negative log likelihood: G for every layer
+    3. a backward pass with labels drawn from the model: F, hence V
+    4. for every layer at once: P and M from h, G and V
+
+No optimiser touches a layer's weights. Weights that belong to no layer (gains of norms) follow the
+gradient of step 2 by Adam. A member whose numbers stop being finite keeps those it had.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from bayesify import forward
+from bayesify.batches import batch_size, first_example
+from bayesify.checks import check_finite
+from bayesify.distributions.matrix_normal import MatrixNormal
+from bayesify.errors import DivergenceError, OptionError
+from bayesify.likelihoods import Likelihood
+from bayesify.methods.learnt_layer import LearntLayer
+from bayesify.modes import evaluating
+from bayesify.numerics.layer_regression import LayerRegression
+from bayesify.options import option
+from bayesify.posterior import WeightPosterior
+from bayesify.types import Draw, Inputs, Named, Readout
+from bayesify.weights.named import copied
+from bayesify.weights.store import encode, part
+from bayesify.weights.taped import Tape
+
+PATIENCE = 20
+"""Steps in a row for which a member may be rolled back before the run gives up."""
+
+
+@dataclass(frozen=True)
+class LayerwiseOptions:
+    """What the run reads of its method's options."""
+
+    rate: float = option(
+        0.2,
+        help="forgetting rate rho of the natural parameters, which is the learning rate",
+        above=0,
+        at_most=1,
+    )
+    final_rate: float = option(
+        0.02, help="forgetting rate at the end of its cosine", above=0, at_most=1
+    )
+    warmup: int = option(50, help="steps over which the rate rises from zero", at_least=0)
+    cap: float = option(5.0, help="largest move of a pseudo-target (trust region)", above=0)
+    refresh: int = option(1, help="steps between two factorisations of P and F", at_least=1)
+    damping: float = option(0.05, help="delta in V = (F + delta I)^-1", above=0)
+    noise_covariance: float | None = option(
+        None, help="v of a fixed V = v I for all layers; none: V is the inverse Fisher", above=0
+    )
+    bound_output: bool = option(
+        False, help="whether a softmax output has V = 2 I, which bounds its curvature"
+    )
+    forward_noise: bool = option(
+        True, help="whether forward passes in training draw noise, each example its own"
+    )
+    evidence: bool = option(False, help="whether tau follows the evidence, layer by layer")
+    temperature: float = option(
+        1.0, help="T: data count N / T times; above 1 the posterior is wider", above=0
+    )
+    forgetting: float = option(
+        0.05, help="share of the past that an update from a stream forgets", above=0, at_most=1
+    )
+    rest_lr: float = option(3e-3, help="initial learning rate of those weights", above=0)
+
+
+class LayerwiseRun:
+    """BALI on one network. Made by `BALI.start` and `BALI.resume`.
+
+    Args:
+        model: The network; called in train mode, its weights are not read where q sets them.
+        likelihood: Its learnt noise is estimated as the run goes.
+        layers: What is learnt by regression.
+        points: Other weights that are learnt, (K, *shape).
+        buffers: Of the network, (K, *shape).
+        options: Of the method.
+        num_data: Training examples N.
+        steps_per_epoch: Batches in an epoch.
+        epochs: Passes over the data; the schedule ends with them.
+        generator: Source of the noise.
+        vectorize: Whether members run at once.
+        readout: Turns what the model returns into a tensor.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: Likelihood,
+        layers: Iterable[LearntLayer],
+        *,
+        points: Named,
+        buffers: Named,
+        options: LayerwiseOptions,
+        num_data: int,
+        steps_per_epoch: int,
+        epochs: int,
+        generator: torch.Generator,
+        vectorize: bool,
+        readout: Readout,
+    ) -> None:
+        self.epochs = epochs
+        self.model, self.likelihood, self.layers = model.train(), likelihood, list(layers)
+        self.points = {n: nn.Parameter(each) for n, each in copied(points).items()}
+        self.buffers = copied(buffers)
+        self.options, self.num_data = options, num_data
+        self.total_steps = epochs * steps_per_epoch
+        self.generator, self.vectorize, self.readout = generator, vectorize, readout
+        self.dtype = next(model.parameters()).dtype
+        self.steps = 0
+        self._failures = torch.zeros(self.members, dtype=torch.long)
+        self._adam = torch.optim.Adam(self.points.values(), options.rest_lr) if points else None
+
+    @property
+    def members(self) -> int:
+        """K."""
+        return len(self.layers[0].regression.mean)
+
+    def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
+        """Learn from one batch of the training data, each row standing for N / (B T) of them."""
+        weight = self.num_data / (batch_size(inputs) * self.options.temperature)
+        return self._learn(inputs, target, rate=self._rate(), weight=weight)
+
+    def update(
+        self, inputs: Inputs, target: Tensor, *, forgetting: float | None = None
+    ) -> dict[str, float]:
+        """Learn from a batch of a stream, at any time.
+
+        Every example counts once, and what was learnt before is forgotten at a rate:
+        P <- (1 - forgetting) P + H^T H + ..., so that in the long run the posterior rests on the
+        last B / forgetting examples or so.
+
+        Args:
+            inputs: One batch.
+            target: Its targets.
+            forgetting: Share of the past that is forgotten, in (0, 1]; None for the option's.
+
+        Raises:
+            DataError: numbers that are not finite, or impossible targets; nothing has been learnt from them.
+        """
+        rate = self.options.forgetting if forgetting is None else forgetting
+        if not 0 < rate <= 1:
+            raise OptionError(f"forgetting={rate}: expected a share above 0 and at most 1.")
+        check_finite(inputs, target, f"update {self.steps}")
+        with evaluating(self.model):
+            outputs = self.look(first_example(inputs))[0]
+        self.likelihood.check(outputs[0].expand(len(target), *outputs.shape[2:]), target)
+        return self._learn(inputs, target, rate=rate, weight=1 / (rate * self.options.temperature))
+
+    def end_epoch(self, epoch: int) -> None:
+        """Nothing to do."""
+
+    def posterior(self) -> WeightPosterior:
+        """What has been learnt so far; it does not change when learning goes on."""
+        factor_type = torch.promote_types(self.dtype, torch.float32)
+        regressions = {layer.name: layer.regression for layer in self.layers}
+        q = MatrixNormal(
+            {n: each for layer in self.layers for n, each in layer.means(self.dtype).items()},
+            row={name: each.row.to(factor_type) for name, each in regressions.items()},
+            column={name: each.column.to(factor_type) for name, each in regressions.items()},
+            points={name: each.detach() for name, each in self.points.items()},
+            buffers=self.buffers,
+            prior_precision={n: each.prior_precision for n, each in regressions.items()},
+        )
+        return WeightPosterior(
+            self.model,
+            q,
+            copy.deepcopy(self.likelihood),
+            readout=self.readout,
+            vectorize=self.vectorize,
+        )
+
+    def state_dict(self) -> Named:
+        """Everything that the run's future depends on, as tensors: for safetensors, say."""
+        state: Named = {
+            "steps": torch.tensor(self.steps),
+            "failures": self._failures,
+            "generator": self.generator.get_state(),
+        }
+        for layer in self.layers:
+            for key, each in vars(layer.regression).items():
+                state[f"{key}.{encode(layer.name)}"] = each.clone()
+        kept = {"points": self.points, "buffers": self.buffers}
+        kept["likelihood"] = self.likelihood.state_dict()
+        for number, moments in (self._adam.state_dict()["state"] if self._adam else {}).items():
+            kept[f"adam{number}"] = moments
+        for field, named in kept.items():
+            state |= {f"{field}.{encode(n)}": each.detach().clone() for n, each in named.items()}
+        return {name: each.contiguous() for name, each in state.items()}  # safetensors wants that
+
+    def load_state_dict(self, state: Named) -> None:
+        """Go on exactly where the run that gave `state` was."""
+        self.steps, self._failures = int(state["steps"]), state["failures"].clone()
+        self.generator.set_state(state["generator"])
+        keys = [each.name for each in fields(LayerRegression)]
+        for layer in self.layers:
+            layer.regression = LayerRegression(
+                **{key: part(state, key)[layer.name].clone() for key in keys}
+            )
+        held = part(state, "buffers")
+        self.buffers = {name: held[name].clone() for name in self.buffers}  # their order is kept
+        self.likelihood.load_state_dict(part(state, "likelihood"))
+        with torch.no_grad():
+            for name, each in part(state, "points").items():
+                self.points[name].copy_(each)
+        if self._adam is not None:
+            whole = self._adam.state_dict()
+            moments = {i: part(state, f"adam{i}") for i in range(len(self.points))}
+            whole["state"] = {i: copied(each) for i, each in moments.items() if each}
+            self._adam.load_state_dict(whole)
+
+    def look(self, inputs: Inputs) -> tuple[Tensor, Tape]:
+        """A forward pass of the means, without noise, on a tape. In train mode it moves buffers."""
+        with torch.no_grad():
+            return self._forward(inputs, noise=False)
+
+    def _learn(
+        self, inputs: Inputs, target: Tensor, *, rate: float, weight: float
+    ) -> dict[str, float]:
+        outputs, tape = self._forward(inputs, noise=self.options.forward_noise)
+        nll = -self.likelihood.log_prob(outputs, target)  # (K, B)
+        refresh = self.steps % self.options.refresh == 0
+        wanted = [tape.anchor, *self.points.values()]
+        _, *slopes = torch.autograd.grad(nll.sum(), wanted, retain_graph=refresh, allow_unused=True)
+        gradients = {layer.name: layer.gradient(tape) for layer in self.layers}
+        if refresh and any(self._known_covariance(layer, outputs) is None for layer in self.layers):
+            self._backward_drawn_labels(outputs, tape)
+        candidates, sound = [], torch.isfinite(nll.detach()).all(1)
+        for layer in self.layers:
+            found, ok = self._updated(layer, tape, gradients[layer.name], outputs, rate, weight)
+            sound = sound & ok & found.finite()
+            candidates.append(found)
+        for layer, found in zip(self.layers, candidates, strict=True):
+            layer.regression = found if sound.all() else found.where(sound, layer.regression)
+        self._count_failures(sound, nll)
+        self._move_points(slopes, sound, len(target), rate)
+        if sound.any():
+            self.likelihood.reestimate_(outputs.detach()[sound], target, rate=rate)
+        self.steps += 1
+        return {"loss": nll.detach()[sound].mean().item() if sound.any() else math.nan}
+
+    def _updated(
+        self,
+        layer: LearntLayer,
+        tape: Tape,
+        gradient: Tensor,
+        outputs: Tensor,
+        rate: float,
+        weight: float,
+    ) -> tuple[LayerRegression, Tensor]:
+        found, sound = layer.regression, torch.ones(self.members, dtype=torch.bool)
+        refresh = self.steps % self.options.refresh == 0
+        known = self._known_covariance(layer, outputs)
+        if known is not None:
+            found = found.with_covariance(known)
+        elif refresh:
+            first = 1.0 if self.steps == 0 else rate  # of F there is nothing yet to average with
+            found, sound = found.with_fisher(
+                layer.gradient(tape), rate=first, damping=self.options.damping
+            )
+        if self.options.evidence and refresh and self.steps >= self.options.warmup:
+            found = found.with_evidence(rate=rate)
+        found, ok = found.updated(
+            layer.features(tape),
+            gradient,
+            rate=rate,
+            weight=weight,
+            cap=self.options.cap,
+            refresh=refresh,
+        )
+        return found, sound.to(ok) & ok
+
+    def _known_covariance(self, layer: LearntLayer, outputs: Tensor) -> float | Tensor | None:
+        """The number v where V = v I is given, by an option or by the likelihood."""
+        precision = self.likelihood.output_precision(outputs) if layer.is_output else None
+        if precision is not None:
+            return 1 / precision
+        if layer.is_output and self.options.bound_output:
+            return 2.0  # Boehning 1992: the softmax's curvature is at most I / 2
+        return self.options.noise_covariance
+
+    def _backward_drawn_labels(self, outputs: Tensor, tape: Tape) -> None:
+        """Put the gradients for labels drawn from the model on the tape."""
+        drawn = self.likelihood.sample(outputs.detach(), generator=self.generator)
+        folded = outputs.flatten(0, 1).unsqueeze(0)  # each member's labels are its own
+        loss = -self.likelihood.log_prob(folded, drawn.flatten(0, 1)).sum()
+        torch.autograd.grad(loss, [tape.anchor])
+
+    def _forward(self, inputs: Inputs, *, noise: bool) -> tuple[Tensor, Tape]:
+        members: Draw = {layer.name: layer.members(self.dtype) for layer in self.layers}
+        members |= {"": self.points | self.buffers}
+
+        def weights(member: Draw) -> Named:
+            named = dict(member[""])
+            for layer in self.layers:
+                law = member[layer.name]
+                named |= layer.noisy(law, self.generator) if noise else law["loc"]
+            return named
+
+        return forward.tape(
+            self.model,
+            members,
+            weights,
+            inputs,
+            layers=[layer.name for layer in self.layers],
+            vectorize=self.vectorize,
+            readout=self.readout,
+        )
+
+    def _rate(self) -> float:
+        """rho: a linear warm-up, then a cosine from `rate` to `final_rate`."""
+        low, high = self.options.final_rate, self.options.rate
+        share = min(1.0, self.steps / max(1, self.total_steps))
+        rate = low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+        return rate * min(1.0, (self.steps + 1) / (self.options.warmup + 1))
+
+    def _move_points(
+        self, slopes: Sequence[Tensor | None], sound: Tensor, size: int, rate: float
+    ) -> None:
+        if self._adam is None:
+            return
+        for parameter, slope in zip(self.points.values(), slopes, strict=True):
+            if slope is not None:
+                usable = sound.view(-1, *[1] * (slope.ndim - 1)) & torch.isfinite(slope)
+                parameter.grad = torch.where(usable, slope / size, 0)
+        self._adam.param_groups[0]["lr"] = self.options.rest_lr * rate / self.options.rate
+        self._adam.step()
+
+    def _count_failures(self, sound: Tensor, nll: Tensor) -> None:
+        self._failures = torch.where(sound.cpu(), 0, self._failures + 1)
+        if self._failures.max() > PATIENCE:
+            lost = (self._failures > PATIENCE).nonzero().flatten().tolist()
+            raise DivergenceError(
+                f"member {lost} gave numbers that are not finite for {PATIENCE} steps in a row, "
+                f"until step {self.steps} (loss {nll.detach().mean().item():g}); lower `rate` or "
+                f"`cap`, raise `damping`, and look for extreme values in the data."
+            )

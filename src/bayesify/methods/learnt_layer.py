@@ -1,0 +1,85 @@
+"""One layer while it is learnt: how it acts in the network, and its running regression."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayesify.distributions.matrix_normal import Layer
+from bayesify.numerics.layer_regression import LayerRegression
+from bayesify.types import Draw, Named
+from bayesify.weights.linear_maps import LinearMap
+from bayesify.weights.regression import RegressionWeight
+from bayesify.weights.taped import Tape
+
+
+@dataclass
+class LearntLayer:
+    """A layer of a network, K members in front.
+
+    Attributes:
+        map: How its weight acts.
+        law: Names of the weights that its law holds.
+        shape: Of one member's weight.
+        regression: What has been learnt; replaced at every step.
+        is_output: Whether its output is the network's, so that its noise may be known.
+    """
+
+    map: LinearMap
+    law: Layer
+    shape: torch.Size
+    regression: LayerRegression
+    is_output: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the weight."""
+        return self.law.weight
+
+    def features(self, tape: Tape) -> Tensor:
+        """H, (K or 1, n, a): the rows of all uses of the weight."""
+        return torch.cat([_rows(each, self._features) for each in tape.inputs(self.name)], 1)
+
+    def gradient(self, tape: Tape) -> Tensor:
+        """G of the tape's last backward pass, (K, n, b)."""
+        return torch.cat([_rows(each, self.map.rows) for each in tape.gradients(self.name)], 1)
+
+    def members(self, dtype: torch.dtype) -> Draw:
+        """The law of each member in the network's own shapes and precision, leading axis K."""
+        wide = torch.promote_types(dtype, torch.float32)  # half types have no triangular solve
+        factors = {"row": self.regression.row, "column": self.regression.column}
+        return {"loc": self.means(dtype)} | {n: each.to(wide) for n, each in factors.items()}
+
+    def means(self, dtype: torch.dtype) -> Named:
+        """M as weights by name, (K, *shape)."""
+        mean = self.regression.mean.to(dtype)
+        weight, bias = self.map.weights(mean, self.shape, constant=self._constant)
+        named = {self.law.weight: weight}
+        return named if self.law.bias is None or bias is None else named | {self.law.bias: bias}
+
+    def noisy(self, member: Draw, generator: torch.Generator) -> Named:
+        """What the network is called with for one member: a weight with noise of each row's own."""
+        loc = member["loc"]
+        weight = RegressionWeight(  # type: ignore[reportCallIssue]  (of Tensor's own __init__)
+            loc[self.name],
+            member["row"],
+            member["column"],
+            self.map,
+            constant=self._constant,
+            generator=generator,
+        )
+        return loc | {self.name: weight}
+
+    @property
+    def _constant(self) -> bool:
+        return self.law.bias is not None
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.map.features(x, constant=self._constant)
+
+
+def _rows(values: Tensor, to_rows: Callable[[Tensor], Tensor]) -> Tensor:
+    """Rows of every member, (K, n, width), from (K, B, ...)."""
+    rows = to_rows(values.flatten(0, 1))
+    return rows.view(len(values), -1, rows.shape[-1])

@@ -1,0 +1,292 @@
+"""BALI where the truth is known: exact regression, the bound on a softmax layer, convolutions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bayesify import BALI, MAP, Categorical, Gaussian, fit, matching
+from bayesify.data import splits
+from bayesify.errors import DivergenceError, UnsupportedLayerError, UnsupportedModelError
+from bayesify.forward import read_tensor
+from bayesify.methods.base import Problem
+from bayesify.types import Inputs
+
+from ..zoo import NETS, TransformerNet
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+EXACT = {
+    "rate": 1.0,
+    "forward_noise": False,
+    "final_rate": 1.0,
+    "warmup": 0,
+    "cap": 1e12,
+    "epochs": 1,
+    "min_steps": 1,
+}
+"""One step that forgets everything: the statistics of the batch are the posterior's."""
+
+
+def started(model: nn.Module, x: Inputs, likelihood, size: int, **options):
+    """A run on one full batch."""
+    problem = Problem(
+        model=model,
+        likelihood=likelihood,
+        num_data=size,
+        steps_per_epoch=1,
+        example=x,
+        inputs=lambda: iter([x]),
+        readout=read_tensor,
+        vectorize=True,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return BALI(**options).start(problem)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_full_step_on_a_linear_net_is_exact_regression(bias, members, generator):
+    x = torch.randn(40, 3, generator=generator).double()
+    y = torch.randn(40, 2, generator=generator).double()
+    net = nn.Linear(3, 2, bias=bias).double()
+    method = BALI(prior_precision=0.7, members=members, **EXACT)
+    posterior = fit(net, (x, y), method, likelihood=Gaussian(0.3), batch_size=40)
+    h = torch.cat([x, torch.ones(40, 1).double()], 1) if bias else x
+    precision = h.T @ h + 0.7 * torch.eye(h.shape[1]).double()
+    mean = torch.linalg.solve(precision, h.T @ y)
+    q = posterior.q
+    for member in range(members):
+        got = q.loc.named()["weight"][member]
+        if bias:
+            got = torch.cat([got, q.loc.named()["bias"][member, :, None]], 1)
+        torch.testing.assert_close(got.detach().T, mean, rtol=0, atol=1e-10)
+        row, column = (each.named()["weight"][member].detach() for each in (q.row, q.column))
+        torch.testing.assert_close(row @ row.T, precision, rtol=0, atol=1e-10)
+        torch.testing.assert_close(column @ column.T, 0.09 * torch.eye(2).double())
+
+
+def test_predictive_variance_of_a_known_regression_is_the_dense_one():
+    """Bayesian linear regression with noise variance .01 and weights' prior precision 2."""
+    torch.manual_seed(0)
+    x, w = torch.randn(50, 5).double(), torch.randn(5, 1).double()
+    y = x @ w + 0.1 * torch.randn(50, 1).double()
+    net = nn.Linear(5, 1, bias=False).double()
+    # the conjugate prior is N(0, noise / tau)
+    method = BALI(prior_precision=2 * 0.01, **EXACT)
+    q = fit(net, (x, y), method, likelihood=Gaussian(0.1), batch_size=50).q
+    dense = torch.linalg.inv(x.T @ x / 0.01 + 2 * torch.eye(5).double())
+    row, column = q.row.named()["weight"][0].detach(), q.column.named()["weight"][0].detach()
+    got = column.square() * torch.cholesky_inverse(row)
+    torch.testing.assert_close(got, dense, rtol=0, atol=1e-10)
+    torch.testing.assert_close(q.point()["weight"].T, dense @ x.T @ y / 0.01, rtol=0, atol=1e-10)
+
+
+def test_a_softmax_layer_under_the_bound_descends_to_its_stationary_point(generator):
+    x = torch.randn(60, 4, generator=generator).double()
+    y = torch.randint(3, (60,), generator=generator)
+    options = EXACT | {"bound_output": True, "prior_precision": 20.0}
+    run = started(nn.Linear(4, 3).double(), x, Categorical(), 60, **options)
+    h = torch.cat([x, torch.ones(60, 1).double()], 1)
+
+    def objective(mean: Tensor) -> Tensor:  # V = 2 I scales the prior: N(0, 2 / tau)
+        return F.cross_entropy(h @ mean, y, reduction="sum") + 20 * mean.square().sum() / 4
+
+    values = []
+    for _ in range(400):
+        values.append(objective(run.layers[0].regression.mean[0]).item())
+        run.step(x, y)
+    steps = np.diff(values)
+    assert (steps <= 1e-10).all()
+    assert steps[0] < -0.1
+    mean = run.layers[0].regression.mean[0].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(objective(mean), mean)
+    assert slope.abs().max() < 1e-6
+
+
+class Unfolded(nn.Module):
+    """A convolution written as a linear layer on patches, then the mean over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = F.unfold(x, 2, padding=1, stride=2).mT  # (B, positions, 8)
+        return self.head(torch.tanh(self.first(patches)).mean(1))
+
+
+class Convolved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(2, 3, 2, padding=1, stride=2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.first(x)).flatten(2).mean(2))
+
+
+def test_a_convolution_is_the_linear_layer_on_its_patches(generator):
+    x = torch.randn(12, 2, 5, 5, generator=generator).double()
+    y = torch.randint(2, (12,), generator=generator)
+    flat, conv = Unfolded().double(), Convolved().double()
+    with torch.no_grad():
+        conv.first.weight.copy_(flat.first.weight.view(3, 2, 2, 2))
+        conv.first.bias.copy_(flat.first.bias)
+    conv.head.load_state_dict(flat.head.state_dict())
+    runs = [
+        started(each, x, Categorical(), 12, forward_noise=False, warmup=0) for each in (flat, conv)
+    ]
+    for _ in range(5):
+        for run in runs:
+            run.step(x, y)
+    for ours, theirs in zip(runs[0].layers, runs[1].layers, strict=True):
+        for field, value in vars(ours.regression).items():
+            torch.testing.assert_close(
+                getattr(theirs.regression, field), value, rtol=1e-9, atol=1e-9
+            )
+
+
+def test_looking_at_the_data_in_parts_is_looking_at_the_whole():
+    net, (x, y) = NETS["mlp"].model().double(), (torch.randn(48, 4).double(), None)
+    del y
+
+    def grams(parts: int) -> list[Tensor]:
+        problem = Problem(
+            model=net,
+            likelihood=Categorical(),
+            num_data=48,
+            steps_per_epoch=parts,
+            example=x[:2],
+            inputs=lambda: iter(x.chunk(parts)),
+            readout=read_tensor,
+            vectorize=True,
+            generator=torch.Generator(),
+        )
+        return [each.regression.precision for each in BALI(members=2).start(problem).layers]
+
+    for whole, parts in zip(grams(1), grams(4), strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(grams(1)[1][0], grams(1)[1][1])  # members see features of their own
+
+
+@pytest.mark.parametrize("evidence", [True, False])
+def test_the_precision_never_falls_below_the_prior(evidence):
+    net = NETS["mlp"].problem()
+    run = BALI(evidence=evidence, warmup=0).start(net)
+    x, y = NETS["mlp"].inputs(16), torch.randint(3, (16,))
+    for _ in range(30):
+        run.step(x, y)
+        for layer in run.layers:
+            tau = layer.regression.prior_precision
+            smallest = torch.linalg.eigvalsh(layer.regression.precision)[:, 0]
+            assert (smallest >= tau - 1e-9 * layer.regression.precision.abs().amax((1, 2))).all()
+    moved = [(each.regression.prior_precision != 0.1).all() for each in run.layers]
+    assert all(moved) == evidence
+
+
+def test_members_are_different_and_the_first_starts_at_the_given_weights():
+    net = NETS["mlp"].model()
+    run = started(net, NETS["mlp"].inputs(16), Categorical(), 16, members=3)
+    weight = run.posterior().q.loc.named()["0.weight"]
+    assert torch.equal(weight[0], net[0].weight)
+    assert not torch.equal(weight[1], weight[0])
+    assert not torch.equal(weight[1], weight[2])
+
+
+def test_small_data_get_at_least_so_many_steps():
+    x, y = torch.randn(40, 4), torch.randint(3, (40,))
+    method = BALI(epochs=2, min_steps=25, warmup=0)
+    posterior = fit(NETS["mlp"].model(), (x, y), method, batch_size=10)
+    assert len(posterior.record.history) == 7  # of 4 steps each
+    assert len(fit(NETS["mlp"].model(), (x, y), BALI(epochs=9, min_steps=1)).record.history) == 9
+
+
+def test_frozen_and_other_weights_stay_as_they_are():
+    net = NETS["mlp"].model()
+    net[0].weight.requires_grad_(False)
+    method = BALI(where=matching("0.*", "4.*"), epochs=1, min_steps=1)
+    posterior = fit(net, NETS["mlp"].data(), method)
+    assert posterior.q.names == ["4.weight", "4.bias", "0.bias"]
+    assert torch.equal(posterior.model[0].weight, net[0].weight)
+    assert torch.equal(posterior.model[2].weight, net[2].weight)
+    assert not torch.equal(posterior.point()["0.bias"], net[0].bias)  # a vector, by Adam
+
+
+def test_norms_are_trained_as_points():
+    net = NETS["cnn"].model()
+    posterior = fit(net, NETS["cnn"].data(), BALI(epochs=3, min_steps=1))
+    assert list(posterior.q.points.named()) == ["1.weight", "1.bias"]
+    assert not torch.equal(posterior.point()["1.weight"], net[1].weight)
+    assert posterior.point()["1.running_mean"].abs().sum() > 0
+
+
+def test_a_trained_network_is_where_it_starts():
+    method = BALI(pretrain=MAP(epochs=40), epochs=1, min_steps=1)
+    history = fit(NETS["mlp"].model(), NETS["mlp"].data(), method).record.history
+    assert history[-1]["phase"] == "BALI"
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("net", "names"),
+    [
+        ("lstm", ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]),
+        ("tied", ["embed.weight"]),
+        ("transformer", ["encoder.layers.0.self_attn.in_proj_weight"]),
+    ],
+)
+def test_layers_it_cannot_treat_are_named(net, names):
+    with pytest.raises(UnsupportedLayerError) as caught:
+        fit(NETS[net].model(), NETS[net].data(), BALI())
+    assert all(f"`{name}`" in str(caught.value) for name in names)
+    assert "rest='all'" in str(caught.value)
+
+
+def test_a_network_without_a_linear_map_is_refused():
+    net = TransformerNet()
+    for name, each in net.named_parameters():
+        each.requires_grad_("norm" in name)
+    with pytest.raises(UnsupportedModelError, match="no layer to learn in TransformerNet"):
+        fit(net, NETS["transformer"].data(), BALI())
+
+
+def test_a_run_that_cannot_go_on_says_so_and_keeps_what_it_had():
+    x, y = NETS["mlp"].inputs(16), torch.randint(3, (16,))
+    run = started(NETS["mlp"].model(), x, Categorical(), 16, members=2)
+    run.step(x, y)
+    before = run.posterior().q.state_dict()
+    broken = torch.full_like(x, float("nan"))
+    for _ in range(20):
+        assert np.isnan(run.step(broken, y)["loss"])
+    with pytest.raises(DivergenceError, match="member"):
+        run.step(broken, y)
+    after = run.posterior().q.state_dict()
+    assert all(torch.equal(each, after[name]) for name, each in before.items())
+
+
+def test_it_learns_classes_better_than_guessing_in_a_hundred_steps():
+    digits = splits("digits")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    posterior = fit(net, digits.train, BALI(epochs=1, min_steps=100))
+    x, y = digits.validation.batch(torch.arange(len(digits.validation)))
+    predictive = posterior.predict(x)
+    assert (predictive.probs.argmax(1) == y).float().mean() > 0.93
+    assert -predictive.log_prob(y).mean() < 0.35
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the UCI sets are not at hand")
+@pytest.mark.parametrize("name", ["boston", "concrete", "energy", "wine", "yacht"])
+def test_no_run_on_small_real_data_ends_in_numbers_that_are_not_finite(name):
+    """40 posteriors a set: 2 splits of 20 members, each a run of its own."""
+    for fold in (0, 1):
+        data = splits(str(SHARED / f"uci_{name}.npz"), fold=fold)
+        net = nn.Sequential(nn.Linear(data.input_shape[0], 50), nn.ReLU(), nn.Linear(50, 1))
+        method = BALI(members=20, epochs=1, min_steps=150)
+        posterior = fit(net, data.train, method, likelihood="gaussian", batch_size=100)
+        assert all(np.isfinite(line["loss"]) for line in posterior.record.history)
+        x, y = data.test.batch(torch.arange(len(data.test)))
+        predictive = posterior.predict(x, num_samples=40)
+        assert torch.isfinite(predictive.loc).all()
+        assert predictive.log_prob(y).mean() > -2.0  # of a standardised target; guessing has -1.4

@@ -1,0 +1,201 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bayesify import BALI, Categorical, Gaussian
+from bayesify.forward import read_tensor
+from bayesify.methods.base import Problem
+from bayesify.methods.layerwise import LayerwiseRun
+
+from ..zoo import NETS
+
+
+def run_of(model: nn.Module, x: Tensor, likelihood, *, num_data=48, steps=10, **options):
+    problem = Problem(
+        model=model,
+        likelihood=likelihood,
+        num_data=num_data,
+        steps_per_epoch=steps,
+        example=x,
+        inputs=lambda: iter([x]),
+        readout=read_tensor,
+        vectorize=options.pop("vectorize", True),
+        generator=torch.Generator().manual_seed(0),
+    )
+    return BALI(**({"epochs": 1, "min_steps": 1, "warmup": 0} | options)).start(problem)
+
+
+def two_layers() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+
+
+def test_a_step_is_the_regression_on_pseudo_targets_written_out(generator):
+    """Every quantity by hand: G by autograd, T = H M - G V, natural parameters, dense inverses."""
+    net = two_layers()
+    x = torch.randn(12, 4, generator=generator).double()
+    y = torch.randn(12, 1, generator=generator).double()
+    rho, tau, delta, noise, n = 0.3, 0.7, 0.2, 0.5, 36
+    run = run_of(
+        net, x, Gaussian(noise), num_data=n, forward_noise=False, rate=rho, final_rate=rho,
+        prior_precision=tau, damping=delta, cap=1e9, noise_covariance=0.4,
+    )  # fmt: skip
+    one = torch.ones(12, 1).double()
+    h0 = torch.cat([x, one], 1)
+    means = [
+        torch.cat([each.weight, each.bias[:, None]], 1).T.detach() for each in (net[0], net[2])
+    ]
+    z0 = (h0 @ means[0]).requires_grad_()
+    h1 = torch.cat([torch.tanh(z0), one], 1)
+    z1 = h1 @ means[1]
+    loss = (y - z1).square().sum() / (2 * noise**2)
+    g0, g1 = torch.autograd.grad(loss, [z0, z1])
+    for layer, h, m, g, v in zip(
+        run.layers, (h0, h1.detach()), means, (g0, g1), (0.4, noise**2), strict=True
+    ):
+        eye = torch.eye(len(m)).double()
+        first = n / 12 * h.T @ h + tau * eye
+        torch.testing.assert_close(layer.regression.precision[0], first)
+        precision = (1 - rho) * first + rho * (n / 12 * h.T @ h + tau * eye)
+        shift = (1 - rho) * first @ m + rho * n / 12 * h.T @ (h @ m - g * v)
+        layer.want = torch.linalg.inv(precision) @ shift  # type: ignore[attr-defined]
+    run.step(x, y)
+    for layer in run.layers:
+        torch.testing.assert_close(layer.regression.mean[0], layer.want, rtol=0, atol=1e-11)  # type: ignore[attr-defined]
+
+
+def test_the_covariance_is_the_inverse_of_the_fisher_of_drawn_labels(generator):
+    """With one class drawn for each of many equal examples the average is known: J^T F J."""
+    x = torch.randn(1, 4, generator=generator).double().expand(20_000, 4)
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).double()
+    run = run_of(net, x, Categorical(), num_data=20_000, forward_noise=False, damping=0.1)
+    p = net(x[:1]).softmax(1)[0].detach()
+    at_output = torch.diag(p) - torch.outer(p, p)
+    weight = net[1].weight.detach()
+    run.step(x, torch.zeros(20_000, dtype=torch.long))
+    for layer, fisher in zip(run.layers, (weight.T @ at_output @ weight, at_output), strict=True):
+        found = layer.regression
+        torch.testing.assert_close(found.fisher[0], fisher, rtol=0, atol=0.01)  # 20,000 draws
+        inverse = torch.linalg.inv(found.fisher[0] + 0.1 * torch.eye(len(fisher)).double())
+        torch.testing.assert_close(found.covariance[0], inverse)
+
+
+@pytest.mark.parametrize("net", ["mlp", "cnn"])
+def test_members_at_once_are_members_one_after_the_other(net):
+    x, y = NETS[net].inputs(16), torch.arange(16) % 3
+    runs = [
+        run_of(NETS[net].model(), x, Categorical(), members=3, forward_noise=False,
+               noise_covariance=0.2, vectorize=vectorize)
+        for vectorize in (True, False)
+    ]  # fmt: skip
+    for _ in range(3):
+        for run in runs:
+            run.step(x, y)
+    first, second = (run.posterior().q.state_dict() for run in runs)
+    for name, each in first.items():
+        torch.testing.assert_close(second[name], each, rtol=1e-3, atol=1e-4)
+
+
+def test_a_member_alone_is_what_it_is_in_company():
+    x, y = NETS["mlp"].inputs(16), torch.arange(16) % 3
+    options = {"forward_noise": False, "noise_covariance": 0.2}
+    alone = run_of(NETS["mlp"].model().double(), x.double(), Categorical(), **options)
+    company = run_of(NETS["mlp"].model().double(), x.double(), Categorical(), members=3, **options)
+    for _ in range(4):
+        alone.step(x.double(), y)
+        company.step(x.double(), y)
+    for one, all_ in zip(alone.layers, company.layers, strict=True):
+        torch.testing.assert_close(all_.regression.mean[:1], one.regression.mean)
+
+
+def test_a_member_whose_numbers_break_keeps_what_it_had_and_the_others_go_on():
+    x, y = NETS["mlp"].inputs(16), torch.arange(16) % 3
+    run = run_of(NETS["mlp"].model(), x, Categorical(), members=3)
+    run.step(x, y)
+    broken = run.layers[1].regression.mean.clone()
+    broken[1] = math.inf
+    object.__setattr__(run.layers[1].regression, "mean", broken)
+    before = [layer.regression.mean.clone() for layer in run.layers]
+    log = run.step(x, y)
+    assert math.isfinite(log["loss"])
+    for layer, was in zip(run.layers, before, strict=True):
+        assert torch.equal(layer.regression.mean[1], was[1])
+        assert not torch.equal(layer.regression.mean[0], was[0])
+        assert torch.isfinite(layer.regression.mean[[0, 2]]).all()
+
+
+def test_rates_rise_and_then_fall_along_a_cosine():
+    x, y = NETS["mlp"].inputs(16), torch.arange(16) % 3
+    run = run_of(
+        NETS["mlp"].model(), x, Categorical(), steps=40, warmup=9, rate=0.2, final_rate=0.02
+    )
+    rates = []
+    for _ in range(40):
+        rates.append(run._rate())
+        run.step(x, y)
+    cosine = [0.02 + 0.18 * (1 + math.cos(math.pi * k / 40)) / 2 for k in range(40)]
+    assert rates == pytest.approx([c * min(1, (k + 1) / 10) for k, c in enumerate(cosine)])
+    assert run._rate() == pytest.approx(0.02)
+
+
+def test_factors_are_refreshed_only_now_and_then():
+    x, y = NETS["mlp"].inputs(16), torch.arange(16) % 3
+    run = run_of(NETS["mlp"].model(), x, Categorical(), refresh=3)
+    seen = []
+    for _ in range(7):
+        run.step(x, y)
+        seen.append((run.layers[1].regression.row, run.layers[1].regression.fisher))
+    same = [torch.equal(seen[i][0], seen[i + 1][0]) for i in range(6)]
+    assert same == [True, True, False, True, True, False]
+    assert [torch.equal(seen[i][1], seen[i + 1][1]) for i in range(6)] == same
+
+
+def test_a_temperature_is_so_many_fewer_data():
+    x, y = NETS["mlp"].inputs(16).double(), torch.arange(16) % 3
+    options = {"forward_noise": False, "noise_covariance": 0.2, "rate": 1.0, "final_rate": 1.0}
+    cold = run_of(NETS["mlp"].model().double(), x, Categorical(), num_data=24, **options)
+    tempered = run_of(
+        NETS["mlp"].model().double(), x, Categorical(), num_data=48, temperature=2.0, **options
+    )
+    for _ in range(2):
+        cold.step(x, y)
+        tempered.step(x, y)
+    for ours, theirs in zip(cold.layers, tempered.layers, strict=True):
+        torch.testing.assert_close(ours.regression.mean, theirs.regression.mean)
+        torch.testing.assert_close(ours.regression.precision, theirs.regression.precision)
+
+
+def test_the_trust_region_holds_the_pseudo_targets():
+    x, y = torch.ones(8, 4).double(), 1e6 * torch.ones(8, 1).double()
+    net = nn.Linear(4, 1, bias=False).double()
+    options = {"rate": 1.0, "final_rate": 1.0, "forward_noise": False, "prior_precision": 1e-9}
+    run = run_of(net, x, Gaussian(1.0), num_data=8, cap=5.0, **options)
+    before = net(x)[0, 0].item()
+    run.step(x, y)
+    after = (x[:1] @ run.posterior().point()["weight"].T).item()
+    assert after - before == pytest.approx(5.0, rel=1e-6)
+
+
+def test_a_posterior_does_not_change_when_learning_goes_on():
+    x, y = NETS["cnn"].inputs(16), torch.arange(16) % 3
+    run = run_of(NETS["cnn"].model(), x, Categorical(), members=2)
+    assert isinstance(run, LayerwiseRun)
+    posterior = run.posterior()
+    before = posterior.outputs(x)
+    for _ in range(3):
+        run.step(x, y)
+    assert torch.equal(posterior.outputs(x), before)
+    assert not torch.equal(run.posterior().outputs(x), before)
+
+
+def test_noise_is_estimated_without_a_gradient():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 4, generator=generator)
+    y = x[:, :1] + 0.2 * torch.randn(200, 1, generator=generator)
+    run = run_of(nn.Linear(4, 1), x, Gaussian("learnt"), num_data=200, steps=60, rate=0.3)
+    for _ in range(60):
+        run.step(x, y)
+    assert run.likelihood.log_scale.exp().item() == pytest.approx(0.2, rel=0.15)
+    assert run.likelihood.log_scale.grad is None
