@@ -36,7 +36,9 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.s
 SPECIALISES = {
     ("bali", "ensemble"),  # the random starts of its members
     ("bali", "layerwise"),  # its run
+    ("bali", "layerwise_options"),
     ("bali", "learnt_layer"),
+    ("layerwise", "layerwise_options"),
     ("layerwise", "learnt_layer"),
     ("map", "ensemble"),  # the ensemble of one
     ("mean_field_vi", "map"),  # its default pretraining
@@ -63,6 +65,7 @@ COVERED_ELSEWHERE = {
     "errors": "every error is raised in the test of the module that raises it",
     "types": "names only",
     "version": "a name only",
+    "methods.layerwise_options": "options and numbers; methods/test_bali.py sets them",
     "callbacks": "a protocol; test_fitting.py has one that watches",
     "distributions.base": "abstract; conformance/test_distributions.py",
 }

@@ -19,6 +19,7 @@ from ..zoo import NETS, TransformerNet
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 EXACT = {
+    "temperature": 1.0,
     "rate": 1.0,
     "forward_noise": False,
     "final_rate": 1.0,
@@ -182,8 +183,20 @@ def test_the_precision_never_falls_below_the_prior(evidence):
             tau = layer.regression.prior_precision
             smallest = torch.linalg.eigvalsh(layer.regression.precision)[:, 0]
             assert (smallest >= tau - 1e-9 * layer.regression.precision.abs().amax((1, 2))).all()
-    moved = [(each.regression.prior_precision != 0.1).all() for each in run.layers]
+    moved = [(each.regression.prior_precision != 30.0).all() for each in run.layers]
     assert all(moved) == evidence
+
+
+def test_widths_are_left_to_the_task_unless_they_are_given():
+    regression, classes = (BALI().scales(each) for each in (Gaussian(0.5), Categorical()))
+    assert (regression.prior_precision, regression.damping, regression.temperature) == (
+        0.1,
+        0.05,
+        1,
+    )
+    assert (classes.prior_precision, classes.damping, classes.temperature) == (30, 0.02, 0.5)
+    given = BALI(damping=0.3).scales(Categorical())
+    assert (given.prior_precision, given.damping, given.temperature) == (30, 0.3, 0.5)
 
 
 def test_members_are_different_and_the_first_starts_at_the_given_weights():

@@ -140,6 +140,20 @@ def test_rates_rise_and_then_fall_along_a_cosine():
     assert run._rate() == pytest.approx(0.02)
 
 
+def test_statistics_rest_on_five_rows_for_each_feature():
+    x = torch.randn(20, 30)
+    net = nn.Sequential(nn.Linear(30, 9), nn.ReLU(), nn.Linear(9, 3))
+    run = run_of(net, x, Categorical(), num_data=1000, rate=0.2)
+    wide, narrow = (run._steadiness(layer, 20) for layer in run.layers)
+    assert wide == pytest.approx(20 / (5 * 31) / 0.2)  # B / rho rows are remembered
+    assert narrow == 1.0
+    assert run_of(net, x, Categorical(), num_data=20)._steadiness(run.layers[0], 20) == 1.0
+    conv = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 3))
+    run = run_of(conv, torch.randn(20, 1, 8, 8), Categorical(), num_data=10_000, rate=0.2)
+    assert run.layers[0].rows_per_example == 36
+    assert run._steadiness(run.layers[0], 20) == 1.0
+
+
 def test_factors_are_refreshed_only_now_and_then():
     x, y = NETS["mlp"].inputs(16), torch.arange(16) % 3
     run = run_of(NETS["mlp"].model(), x, Categorical(), refresh=3)
@@ -154,10 +168,12 @@ def test_factors_are_refreshed_only_now_and_then():
 
 def test_a_temperature_is_so_many_fewer_data():
     x, y = NETS["mlp"].inputs(16).double(), torch.arange(16) % 3
-    options = {"forward_noise": False, "noise_covariance": 0.2, "rate": 1.0, "final_rate": 1.0}
-    cold = run_of(NETS["mlp"].model().double(), x, Categorical(), num_data=24, **options)
+    options = {"forward_noise": False, "noise_covariance": 0.2}
+    cold = run_of(
+        NETS["mlp"].model().double(), x, Categorical(), num_data=48, temperature=1.0, **options
+    )
     tempered = run_of(
-        NETS["mlp"].model().double(), x, Categorical(), num_data=48, temperature=2.0, **options
+        NETS["mlp"].model().double(), x, Categorical(), num_data=96, temperature=2.0, **options
     )
     for _ in range(2):
         cold.step(x, y)

@@ -28,7 +28,7 @@ output position, and is dear. It stores a^2 + b^2 numbers a layer besides the we
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,11 @@ from torch import Tensor, nn
 from bayesify.batches import batch_size, first_example
 from bayesify.distributions.matrix_normal import Layer, MatrixNormal
 from bayesify.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
+from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import Method, Problem
 from bayesify.methods.ensemble import fresh_starts
-from bayesify.methods.layerwise import LayerwiseOptions, LayerwiseRun
+from bayesify.methods.layerwise import LayerwiseRun
+from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.modes import evaluating
 from bayesify.numerics.layer_regression import LayerRegression
@@ -51,6 +53,14 @@ from bayesify.weights.select import all_weights
 
 FIRST_COVARIANCE = 0.1
 """V = 0.1 I for the noise of the very first forward pass, before F has seen a batch."""
+
+REGRESSION = Scales(prior_precision=0.1, damping=0.05, temperature=1.0)
+CLASSES = Scales(prior_precision=30.0, damping=0.02, temperature=0.5)
+"""What `None` stands for, by the likelihood's task; chosen on validation data.
+
+They differ because V does: the prior's variance is V / tau. Where the noise is learnt V is about
+the noise, well below 1; where labels have become certain F vanishes and V rises to 1 / delta.
+"""
 
 
 @register
@@ -73,8 +83,16 @@ class BALI(LayerwiseOptions):
     members: int = option(1, help="how many independent posteriors are mixed", at_least=1)
     epochs: int = option(10, help="passes over the data, at least", at_least=1)
     min_steps: int = option(1500, help="steps at least: small data get more passes", at_least=1)
-    prior_precision: float = option(
-        0.1, help="tau of the prior MN(0, I / tau, V) of each layer", above=0
+    prior_precision: float | None = option(
+        None,
+        help="tau of the prior MN(0, I / tau, V) of each layer; none: by the task, 0.1 or 30",
+        above=0,
+    )
+    damping: float | None = option(
+        None, help="delta in V = (F + delta I)^-1; none: by the task, 0.05 or 0.02", above=0
+    )
+    temperature: float | None = option(
+        None, help="T: data count N / T times, 1 is Bayes; none: by the task, 1 or 0.5", above=0
     )
     rest: str = option(
         "vectors",
@@ -84,6 +102,12 @@ class BALI(LayerwiseOptions):
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    def scales(self, likelihood: Likelihood) -> Scales:
+        """The widths of prior, noise and data, where the options leave them to the task."""
+        defaults = REGRESSION if likelihood.task == "regression" else CLASSES
+        given = {each.name: getattr(self, each.name) for each in fields(Scales)}
+        return replace(defaults, **{n: each for n, each in given.items() if each is not None})
 
     def start(self, problem: Problem) -> LayerwiseRun:
         """Find the layers, look at the data once, and begin."""
@@ -137,9 +161,9 @@ class BALI(LayerwiseOptions):
                 q.row.named()[layer.name].detach(),
                 q.column.named()[layer.name].detach(),
                 prior_precision=q.prior_precision.named()[layer.name],
-                damping=self.damping,
+                damping=run.scales.damping,
             )
-        _find_output(run, example)
+        _probe(run, example)
         return run
 
     def _learnt(self, model: nn.Module, example: Inputs) -> "Learnt":
@@ -181,9 +205,9 @@ class BALI(LayerwiseOptions):
         regression = LayerRegression.start(
             matrix,
             matrix.new_zeros(len(matrix), matrix.shape[1], matrix.shape[1]),
-            prior_precision=self.prior_precision,
+            prior_precision=1.0,
             covariance=FIRST_COVARIANCE,
-        )
+        )  # until the data have been seen
         return LearntLayer(linear_map, law, weight.shape[1:], regression)
 
     def _run(
@@ -196,6 +220,7 @@ class BALI(LayerwiseOptions):
             points=points,
             buffers=buffers,
             options=self,
+            scales=self.scales(problem.likelihood),
             num_data=problem.num_data,
             steps_per_epoch=problem.steps_per_epoch,
             epochs=max(self.epochs, -(-self.min_steps // problem.steps_per_epoch)),
@@ -213,7 +238,7 @@ class BALI(LayerwiseOptions):
         seen = 0
         for inputs in batches:
             if not seen:
-                _find_output(run, inputs)
+                _probe(run, inputs)
             _, tape = run.look(inputs)
             for layer in run.layers:
                 h = layer.features(tape)
@@ -221,9 +246,13 @@ class BALI(LayerwiseOptions):
             seen += batch_size(inputs)
         for layer in run.layers:
             mean = layer.regression.mean
-            gram = (run.num_data / seen * grams[layer.name]).expand(len(mean), -1, -1)
+            share = run.num_data / (seen * run.scales.temperature)
+            gram = (share * grams[layer.name]).expand(len(mean), -1, -1)
             layer.regression = LayerRegression.start(
-                mean, gram, prior_precision=self.prior_precision, covariance=FIRST_COVARIANCE
+                mean,
+                gram,
+                prior_precision=run.scales.prior_precision,
+                covariance=FIRST_COVARIANCE,
             )
 
 
@@ -235,9 +264,10 @@ class Learnt:
     points: list[str]
 
 
-def _find_output(run: LayerwiseRun, inputs: Inputs) -> None:
-    """Mark the layer whose output is the network's: its noise may be known."""
+def _probe(run: LayerwiseRun, inputs: Inputs) -> None:
+    """See on one example how many rows each layer gets, and whose output is the network's."""
     with evaluating(run.model):
         _, tape = run.look(first_example(inputs))
     for layer in run.layers:
         layer.is_output = tape.is_output(layer.name)
+        layer.rows_per_example = layer.features(tape).shape[1]

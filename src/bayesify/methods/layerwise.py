@@ -14,7 +14,7 @@ gradient of step 2 by Adam. A member whose numbers stop being finite keeps those
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -25,54 +25,21 @@ from bayesify.checks import check_finite
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.errors import DivergenceError, OptionError
 from bayesify.likelihoods import Likelihood
+from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.modes import evaluating
 from bayesify.numerics.layer_regression import LayerRegression
-from bayesify.options import option
 from bayesify.posterior import WeightPosterior
 from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.named import copied
 from bayesify.weights.store import encode, part
 from bayesify.weights.taped import Tape
 
+ROWS_PER_FEATURE = 5
+"""How many rows for each of its features a layer's statistics rest on, at least."""
+
 PATIENCE = 20
 """Steps in a row for which a member may be rolled back before the run gives up."""
-
-
-@dataclass(frozen=True)
-class LayerwiseOptions:
-    """What the run reads of its method's options."""
-
-    rate: float = option(
-        0.2,
-        help="forgetting rate rho of the natural parameters, which is the learning rate",
-        above=0,
-        at_most=1,
-    )
-    final_rate: float = option(
-        0.02, help="forgetting rate at the end of its cosine", above=0, at_most=1
-    )
-    warmup: int = option(50, help="steps over which the rate rises from zero", at_least=0)
-    cap: float = option(5.0, help="largest move of a pseudo-target (trust region)", above=0)
-    refresh: int = option(1, help="steps between two factorisations of P and F", at_least=1)
-    damping: float = option(0.05, help="delta in V = (F + delta I)^-1", above=0)
-    noise_covariance: float | None = option(
-        None, help="v of a fixed V = v I for all layers; none: V is the inverse Fisher", above=0
-    )
-    bound_output: bool = option(
-        False, help="whether a softmax output has V = 2 I, which bounds its curvature"
-    )
-    forward_noise: bool = option(
-        True, help="whether forward passes in training draw noise, each example its own"
-    )
-    evidence: bool = option(False, help="whether tau follows the evidence, layer by layer")
-    temperature: float = option(
-        1.0, help="T: data count N / T times; above 1 the posterior is wider", above=0
-    )
-    forgetting: float = option(
-        0.05, help="share of the past that an update from a stream forgets", above=0, at_most=1
-    )
-    rest_lr: float = option(3e-3, help="initial learning rate of those weights", above=0)
 
 
 class LayerwiseRun:
@@ -85,6 +52,7 @@ class LayerwiseRun:
         points: Other weights that are learnt, (K, *shape).
         buffers: Of the network, (K, *shape).
         options: Of the method.
+        scales: Of prior, noise and data.
         num_data: Training examples N.
         steps_per_epoch: Batches in an epoch.
         epochs: Passes over the data; the schedule ends with them.
@@ -102,6 +70,7 @@ class LayerwiseRun:
         points: Named,
         buffers: Named,
         options: LayerwiseOptions,
+        scales: Scales,
         num_data: int,
         steps_per_epoch: int,
         epochs: int,
@@ -113,7 +82,7 @@ class LayerwiseRun:
         self.model, self.likelihood, self.layers = model.train(), likelihood, list(layers)
         self.points = {n: nn.Parameter(each) for n, each in copied(points).items()}
         self.buffers = copied(buffers)
-        self.options, self.num_data = options, num_data
+        self.options, self.scales, self.num_data = options, scales, num_data
         self.total_steps = epochs * steps_per_epoch
         self.generator, self.vectorize, self.readout = generator, vectorize, readout
         self.dtype = next(model.parameters()).dtype
@@ -128,8 +97,10 @@ class LayerwiseRun:
 
     def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
         """Learn from one batch of the training data, each row standing for N / (B T) of them."""
-        weight = self.num_data / (batch_size(inputs) * self.options.temperature)
-        return self._learn(inputs, target, rate=self._rate(), weight=weight)
+        size, rate = batch_size(inputs), self._rate()
+        weight = self.num_data / (size * self.scales.temperature)
+        rates = {each.name: rate * self._steadiness(each, size) for each in self.layers}
+        return self._learn(inputs, target, rate=rate, rates=rates, weight=weight)
 
     def update(
         self, inputs: Inputs, target: Tensor, *, forgetting: float | None = None
@@ -146,7 +117,8 @@ class LayerwiseRun:
             forgetting: Share of the past that is forgotten, in (0, 1]; None for the option's.
 
         Raises:
-            DataError: numbers that are not finite, or impossible targets; nothing has been learnt from them.
+            DataError: numbers that are not finite, or impossible targets; nothing has been learnt
+                from them.
         """
         rate = self.options.forgetting if forgetting is None else forgetting
         if not 0 < rate <= 1:
@@ -155,7 +127,13 @@ class LayerwiseRun:
         with evaluating(self.model):
             outputs = self.look(first_example(inputs))[0]
         self.likelihood.check(outputs[0].expand(len(target), *outputs.shape[2:]), target)
-        return self._learn(inputs, target, rate=rate, weight=1 / (rate * self.options.temperature))
+        return self._learn(
+            inputs,
+            target,
+            rate=rate,
+            rates={layer.name: rate for layer in self.layers},
+            weight=1 / (rate * self.scales.temperature),
+        )
 
     def end_epoch(self, epoch: int) -> None:
         """Nothing to do."""
@@ -225,7 +203,13 @@ class LayerwiseRun:
             return self._forward(inputs, noise=False)
 
     def _learn(
-        self, inputs: Inputs, target: Tensor, *, rate: float, weight: float
+        self,
+        inputs: Inputs,
+        target: Tensor,
+        *,
+        rate: float,
+        rates: dict[str, float],
+        weight: float,
     ) -> dict[str, float]:
         outputs, tape = self._forward(inputs, noise=self.options.forward_noise)
         nll = -self.likelihood.log_prob(outputs, target)  # (K, B)
@@ -237,7 +221,9 @@ class LayerwiseRun:
             self._backward_drawn_labels(outputs, tape)
         candidates, sound = [], torch.isfinite(nll.detach()).all(1)
         for layer in self.layers:
-            found, ok = self._updated(layer, tape, gradients[layer.name], outputs, rate, weight)
+            found, ok = self._updated(
+                layer, tape, gradients[layer.name], outputs, rates[layer.name], weight
+            )
             sound = sound & ok & found.finite()
             candidates.append(found)
         for layer, found in zip(self.layers, candidates, strict=True):
@@ -266,7 +252,7 @@ class LayerwiseRun:
         elif refresh:
             first = 1.0 if self.steps == 0 else rate  # of F there is nothing yet to average with
             found, sound = found.with_fisher(
-                layer.gradient(tape), rate=first, damping=self.options.damping
+                layer.gradient(tape), rate=first, damping=self.scales.damping
             )
         if self.options.evidence and refresh and self.steps >= self.options.warmup:
             found = found.with_evidence(rate=rate)
@@ -323,6 +309,16 @@ class LayerwiseRun:
         share = min(1.0, self.steps / max(1, self.total_steps))
         rate = low + (high - low) * (1 + math.cos(math.pi * share)) / 2
         return rate * min(1.0, (self.steps + 1) / (self.options.warmup + 1))
+
+    def _steadiness(self, layer: LearntLayer, size: int) -> float:
+        """What a layer's rate is lowered by, so that P rests on enough rows for its features.
+
+        P remembers B / rho examples; with fewer than a few per feature its small eigenvalues are
+        chance, and P^-1 makes steps of them. Full batches hold all there is to know.
+        """
+        features = layer.regression.precision.shape[-1]
+        wanted = ROWS_PER_FEATURE * features / layer.rows_per_example
+        return min(1.0, size / (self.options.rate * min(wanted, self.num_data)))
 
     def _move_points(
         self, slopes: Sequence[Tensor | None], sound: Tensor, size: int, rate: float

@@ -24,6 +24,7 @@ class LearntLayer:
         shape: Of one member's weight.
         regression: What has been learnt; replaced at every step.
         is_output: Whether its output is the network's, so that its noise may be known.
+        rows_per_example: Rows that one example gives: output positions of a convolution, uses.
     """
 
     map: LinearMap
@@ -31,6 +32,7 @@ class LearntLayer:
     shape: torch.Size
     regression: LayerRegression
     is_output: bool = False
+    rows_per_example: float = 1.0
 
     @property
     def name(self) -> str:

@@ -119,8 +119,7 @@ class LayerRegression:
         factor, sound = cholesky_or_flag(_with_diagonal(fisher, damping))
         covariance = torch.cholesky_inverse(factor)
         column, also = cholesky_or_flag(covariance)
-        changed = replace(self, fisher=fisher, covariance=covariance, column=column)
-        return changed, sound & also
+        return self._with(fisher=fisher, covariance=covariance, column=column), sound & also
 
     def with_covariance(self, value: float | Tensor) -> Self:
         """V = value * I, for a layer whose noise is known."""
@@ -161,7 +160,7 @@ class LayerRegression:
             row, sound = cholesky_or_flag(precision)
         slope = weight * pull.double() + tau * (self.mean - self.prior_mean)
         mean = natural_gradient_step(self.mean, slope, row, rate=rate)
-        return replace(self, precision=precision, mean=mean, row=row), sound
+        return self._with(precision=precision, mean=mean, row=row), sound
 
     def with_evidence(self, *, rate: float) -> Self:
         """The prior's precision, moved towards the one that the evidence prefers (EM)."""
@@ -172,6 +171,10 @@ class LayerRegression:
         change = (tau - self.prior_precision)[:, None, None]
         precision = self.precision + change * torch.eye(self.precision.shape[-1]).to(self.precision)
         return replace(self, prior_precision=tau, precision=precision)
+
+    def _with(self, **changes: Tensor) -> Self:
+        """Contiguous, as they are after a checkpoint: strides decide how products are rounded."""
+        return replace(self, **{name: each.contiguous() for name, each in changes.items()})
 
     def finite(self) -> Bool[Tensor, " members"]:
         """Which members' M and P are finite; V is, where it could be factorised."""
