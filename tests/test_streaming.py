@@ -90,6 +90,16 @@ def test_it_begins_where_the_fit_ended(net, members):
     assert not torch.allclose(run.posterior().outputs(x), first, atol=1e-3)
 
 
+def test_what_was_known_of_the_curvature_is_not_forgotten_at_once():
+    posterior = fitted("mlp")
+    x, y = NETS["mlp"].inputs(8), torch.arange(8) % 3
+    run = resume(posterior, x)
+    before = [layer.regression.fisher.clone() for layer in run.layers]  # type: ignore[attr-defined]
+    run.update(x, y, forgetting=1e-6)
+    for layer, was in zip(run.layers, before, strict=True):  # type: ignore[attr-defined]
+        torch.testing.assert_close(layer.regression.fisher, was, rtol=1e-3, atol=1e-4)
+
+
 def test_a_loaded_posterior_can_be_resumed(tmp_path):
     posterior = fitted("mlp")
     save(posterior, tmp_path / "a")

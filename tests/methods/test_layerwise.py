@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayesify import BALI, Categorical, Gaussian
+from bayesify import BALI, Categorical, Gaussian, NotPositiveDefiniteError
 from bayesify.forward import read_tensor
 from bayesify.methods.base import Problem
 from bayesify.methods.layerwise import LayerwiseRun
@@ -124,6 +124,18 @@ def test_a_member_whose_numbers_break_keeps_what_it_had_and_the_others_go_on():
         assert torch.equal(layer.regression.mean[1], was[1])
         assert not torch.equal(layer.regression.mean[0], was[0])
         assert torch.isfinite(layer.regression.mean[[0, 2]]).all()
+
+
+def test_a_precision_that_has_no_factor_is_named_with_its_smallest_eigenvalue():
+    x, y = NETS["mlp"].inputs(16), torch.arange(16) % 3
+    run = run_of(NETS["mlp"].model(), x, Categorical(), rate=1e-9, final_rate=1e-9)
+    bad = run.layers[1].regression.precision.clone()
+    bad[:, 0, 0] = -5.0
+    object.__setattr__(run.layers[1].regression, "precision", bad)
+    for _ in range(20):
+        run.step(x, y)
+    with pytest.raises(NotPositiveDefiniteError, match=r"'2.weight'.*eigenvalue"):
+        run.step(x, y)
 
 
 def test_rates_rise_and_then_fall_along_a_cosine():

@@ -82,7 +82,7 @@ class BALI(LayerwiseOptions):
     where: Where = option(all_weights, help="which weights are learnt; the others stay")
     members: int = option(1, help="how many independent posteriors are mixed", at_least=1)
     epochs: int = option(10, help="passes over the data, at least", at_least=1)
-    min_steps: int = option(1500, help="steps at least: small data get more passes", at_least=1)
+    min_steps: int = option(2000, help="steps at least: small data get more passes", at_least=1)
     prior_precision: float | None = option(
         None,
         help="tau of the prior MN(0, I / tau, V) of each layer; none: by the task, 0.1 or 30",
@@ -163,6 +163,7 @@ class BALI(LayerwiseOptions):
                 prior_precision=q.prior_precision.named()[layer.name],
                 damping=run.scales.damping,
             )
+        run.steps = self.refresh  # not the first: F is an average already
         _probe(run, example)
         return run
 

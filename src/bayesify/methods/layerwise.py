@@ -29,6 +29,7 @@ from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.modes import evaluating
 from bayesify.numerics.layer_regression import LayerRegression
+from bayesify.numerics.linalg import cholesky
 from bayesify.posterior import WeightPosterior
 from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.named import copied
@@ -226,9 +227,9 @@ class LayerwiseRun:
             )
             sound = sound & ok & found.finite()
             candidates.append(found)
+        self._count_failures(sound, candidates, nll)
         for layer, found in zip(self.layers, candidates, strict=True):
             layer.regression = found if sound.all() else found.where(sound, layer.regression)
-        self._count_failures(sound, nll)
         self._move_points(slopes, sound, len(target), rate)
         if sound.any():
             self.likelihood.reestimate_(outputs.detach()[sound], target, rate=rate)
@@ -332,12 +333,18 @@ class LayerwiseRun:
         self._adam.param_groups[0]["lr"] = self.options.rest_lr * rate / self.options.rate
         self._adam.step()
 
-    def _count_failures(self, sound: Tensor, nll: Tensor) -> None:
+    def _count_failures(
+        self, sound: Tensor, candidates: list[LayerRegression], nll: Tensor
+    ) -> None:
         self._failures = torch.where(sound.cpu(), 0, self._failures + 1)
-        if self._failures.max() > PATIENCE:
-            lost = (self._failures > PATIENCE).nonzero().flatten().tolist()
-            raise DivergenceError(
-                f"member {lost} gave numbers that are not finite for {PATIENCE} steps in a row, "
-                f"until step {self.steps} (loss {nll.detach().mean().item():g}); lower `rate` or "
-                f"`cap`, raise `damping`, and look for extreme values in the data."
-            )
+        if self._failures.max() <= PATIENCE:
+            return
+        for layer, found in zip(self.layers, candidates, strict=True):
+            if torch.isfinite(found.precision).all():
+                cholesky(found.precision, name=f"precision of layer {layer.name!r}")
+        lost = (self._failures > PATIENCE).nonzero().flatten().tolist()
+        raise DivergenceError(
+            f"member {lost} gave numbers that are not finite for {PATIENCE} steps in a row, until "
+            f"step {self.steps} (loss {nll.detach().mean().item():g}); lower `rate` or `cap`, "
+            f"raise `damping`, and look for extreme values in the data."
+        )

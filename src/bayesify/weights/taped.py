@@ -143,7 +143,7 @@ class _Note(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None, None, None]:  # type: ignore[override]
         ctx.use.gradient = grads[0] if ctx.together else grads[0].unsqueeze(0)
-        return None, grads[0], grads[0].new_zeros(()), None, None, None
+        return None, grads[0], torch.zeros(()), None, None, None
 
     @staticmethod
     def vmap(  # type: ignore[override]
