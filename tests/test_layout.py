@@ -39,6 +39,8 @@ SPECIALISES = {
     ("bali", "layerwise_options"),
     ("bali", "learnt_layer"),
     ("layerwise", "layerwise_options"),
+    ("layerwise", "layerwise_state"),
+    ("layerwise_state", "learnt_layer"),
     ("layerwise", "learnt_layer"),
     ("map", "ensemble"),  # the ensemble of one
     ("mean_field_vi", "map"),  # its default pretraining
@@ -65,6 +67,7 @@ COVERED_ELSEWHERE = {
     "errors": "every error is raised in the test of the module that raises it",
     "types": "names only",
     "version": "a name only",
+    "methods.layerwise_state": "test_streaming.py saves a run and goes on",
     "methods.layerwise_options": "options and numbers; methods/test_bali.py sets them",
     "callbacks": "a protocol; test_fitting.py has one that watches",
     "distributions.base": "abstract; conformance/test_distributions.py",

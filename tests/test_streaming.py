@@ -3,7 +3,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bayesify import BALI, MAP, DataError, Gaussian, OptionError, fit, load, resume, save
+from bayesify import (
+    BALI,
+    MAP,
+    DataError,
+    Gaussian,
+    OptionError,
+    ShapeError,
+    fit,
+    load,
+    resume,
+    save,
+)
 from bayesify.methods.layerwise import LayerwiseRun
 
 from .zoo import NETS
@@ -111,6 +122,24 @@ def test_a_loaded_posterior_can_be_resumed(tmp_path):
     torch.testing.assert_close(want, got)  # strides differ, and with them rounding
 
 
+def test_a_newer_posterior_can_be_saved_and_resumed_too(tmp_path):
+    x, y = NETS["mlp"].inputs(6), torch.arange(6) % 3
+    run = resume(fitted("mlp"), x)
+    run.update(x, y)
+    save(run.posterior(), tmp_path / "a")
+    again = resume(load(tmp_path / "a", NETS["mlp"].model()), x)
+    torch.testing.assert_close(
+        again.posterior().outputs(x), run.posterior().outputs(x), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_one_example_at_a_time_is_a_stream_too():
+    x, y = NETS["cnn"].inputs(3), torch.arange(3)
+    run = resume(fitted("cnn"), x)
+    for i in range(3):
+        assert run.update(x[i : i + 1], y[i : i + 1])["rolled_back"] == 0
+
+
 @pytest.mark.parametrize("net", ["mlp", "cnn", "lstm"])
 def test_statistics_saved_in_the_middle_go_on_to_the_bit(net, tmp_path):
     batches = [(NETS[net].inputs(8, seed), torch.arange(8) % 3) for seed in range(4)]
@@ -152,6 +181,10 @@ def test_bad_batches_are_refused_before_anything_is_learnt():
         run.update(x / 0, y)
     with pytest.raises(DataError, match="labels reach from 0 to 7"):
         run.update(x, torch.tensor([0, 1, 7, 0]))
+    with pytest.raises(ShapeError, match="4 inputs, but 2 targets"):
+        run.update(x, y[:2])
+    with pytest.raises(DataError, match="at least one example"):
+        run.update(x[:0], y[:0])
     for rate in (0.0, 1.5, -0.1):
         with pytest.raises(OptionError, match="forgetting"):
             run.update(x, y, forgetting=rate)

@@ -34,14 +34,10 @@ def check_data(
     batches = 0
     for number, batch in enumerate(loader):
         inputs, target = split_batch(batch)
-        check_finite(inputs, target, f"batch {number}")
+        check_batch(inputs, target, f"batch {number}")
         if first is None:
             first = to_device(inputs, device)
             output = _try(model, first, readout)
-        if batch_size(inputs) != len(target):
-            raise ShapeError(
-                f"batch {number}: {batch_size(inputs)} inputs, but {len(target)} targets."
-            )
         likelihood.check(output[:1].expand(len(target), *output.shape[1:]), target)
         seen |= {target.min().item(), target.max().item()}
         batches += 1
@@ -55,8 +51,22 @@ def check_data(
     return first, batches
 
 
+def check_batch(inputs: Inputs, target: Tensor, where: str) -> None:
+    """Check one batch; `where` begins the message.
+
+    Raises:
+        DataError: it is empty, or a number is NaN or infinite.
+        ShapeError: not as many inputs as targets.
+    """
+    check_finite(inputs, target, where)
+    if target.ndim and batch_size(inputs) != len(target):
+        raise ShapeError(f"{where}: {batch_size(inputs)} inputs, but {len(target)} targets.")
+    if not target.numel():
+        raise DataError(f"{where}: expected at least one example, got none.")
+
+
 def check_finite(inputs: Inputs, target: Tensor, where: str) -> None:
-    """Raise `DataError` when a number of a batch is NaN or infinite; `where` begins the message."""
+    """Raise `DataError` when a number of a batch is NaN or infinite."""
     named = [("inputs", each) for each in tensors_of(inputs)] + [("targets", target)]
     for what, tensor in named:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

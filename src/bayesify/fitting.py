@@ -1,6 +1,7 @@
 """The one door: `fit(model, data, method) -> Posterior`."""
 
 import copy as copying
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -53,8 +54,8 @@ def fit(
         device: Where to train; None for where the model is.
         batch_size: Examples a batch, where `data` is no loader.
         callbacks: Watch the fit, e.g. `bayesify.ProgressBar()`.
-        copy: Whether to work on a copy of the model and likelihood. Without, the model is left
-            frozen and in the method's mode; saves its memory.
+        copy: Whether to work on a copy of the model and likelihood. Without, the model is left in
+            eval mode and as the method leaves it (frozen, say); saves its memory.
         readout: Turns an output object into the tensor that the likelihood reads.
         vectorize: Whether samples and members run at once by `torch.vmap`; None decides by the
             types of the layers (recurrent ones cannot).
@@ -102,6 +103,7 @@ def fit(
             _rehearse(phase, problem)
         history: list[dict[str, Any]] = []
         posterior, seconds_per_epoch = _train(problem, method, loader, callbacks, history)
+    model.eval()
     posterior.record = FitRecord(
         options=options,
         seed=seed,
@@ -192,4 +194,6 @@ def _inputs(loader: torch.utils.data.DataLoader, device: torch.device) -> Iterat
 
 
 def _means(logs: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(log[name] for log in logs) / len(logs) for name in logs[0]}
+    """Over the steps that gave a number; a method that undid a step has none to give."""
+    given = {name: [log[name] for log in logs if log[name] == log[name]] for name in logs[0]}
+    return {name: sum(each) / len(each) if each else math.nan for name, each in given.items()}

@@ -196,14 +196,50 @@ def test_a_temperature_is_so_many_fewer_data():
 
 
 def test_the_trust_region_holds_the_pseudo_targets():
-    x, y = torch.ones(8, 4).double(), 1e6 * torch.ones(8, 1).double()
-    net = nn.Linear(4, 1, bias=False).double()
+    x, y = torch.ones(8, 4).double(), torch.ones(8, dtype=torch.long)
+    net = nn.Linear(4, 2, bias=False).double()
+    nn.init.zeros_(net.weight)
     options = {"rate": 1.0, "final_rate": 1.0, "forward_noise": False, "prior_precision": 1e-9}
-    run = run_of(net, x, Gaussian(1.0), num_data=8, cap=5.0, **options)
-    before = net(x)[0, 0].item()
+    run = run_of(net, x, Categorical(), num_data=8, cap=0.3, bound_output=True, **options)
     run.step(x, y)
-    after = (x[:1] @ run.posterior().point()["weight"].T).item()
-    assert after - before == pytest.approx(5.0, rel=1e-6)
+    after = (x[:1] @ run.posterior().point()["weight"].T)[0]
+    assert after.tolist() == pytest.approx([-0.3, 0.3], rel=1e-6)  # V G = 2 * 0.5 without a cap
+
+
+def test_targets_of_a_regression_are_data_which_nothing_caps(generator):
+    x = torch.randn(30, 2, generator=generator).double()
+    y = 1000 * torch.randn(30, 1, generator=generator).double().exp()  # skewed, in large units
+    options = {"rate": 1.0, "final_rate": 1.0, "forward_noise": False, "prior_precision": 1e-9}
+    run = run_of(nn.Linear(2, 1).double(), x, Gaussian(500.0), num_data=30, **options)
+    run.step(x, y)
+    h = torch.cat([x, torch.ones(30, 1).double()], 1)
+    want = torch.linalg.lstsq(h, y).solution
+    torch.testing.assert_close(run.layers[0].regression.mean[0], want, rtol=1e-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_step_that_is_undone_leaves_no_trace_in_norms(members):
+    x, y = NETS["cnn"].inputs(16), torch.arange(16) % 3
+    run = run_of(NETS["cnn"].model(), x, Categorical(), members=members)
+    run.step(x, y)
+    run.step(x, y)
+    before = run.posterior().q.state_dict()
+    log = run.step(x * 1e38, y)
+    assert log["rolled_back"] == 1.0
+    after = run.posterior().q.state_dict()
+    assert all(torch.equal(each, after[name]) for name, each in before.items())
+    run.step(x, y)
+    assert torch.isfinite(run.posterior().outputs(x)).all()
+
+
+def test_stale_factors_are_not_handed_out():
+    x, y = NETS["mlp"].inputs(16), torch.arange(16) % 3
+    run = run_of(NETS["mlp"].model(), x, Categorical(), refresh=50, rate=0.5)
+    for _ in range(20):
+        run.step(x, y)
+    row = run.posterior().q.row.named()["2.weight"].detach().double()
+    precision = run.layers[1].regression.precision
+    torch.testing.assert_close(row @ row.mT, precision, rtol=1e-4, atol=1e-4)
 
 
 def test_a_posterior_does_not_change_when_learning_goes_on():

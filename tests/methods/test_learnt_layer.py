@@ -1,8 +1,10 @@
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from bayesify.distributions.matrix_normal import Layer
+from bayesify.errors import UnsupportedModelError
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.weights.linear_maps import LinearMap
@@ -38,7 +40,7 @@ def test_rows_of_the_tape_have_the_members_in_front_and_uses_one_after_the_other
     tape, found = Tape(), layer()
     tape.calls.append({})
     for size in (5, 2):  # a weight that is used twice
-        use = Use(torch.randn(1, size, 4), torch.Size((2, size, 3)), 0, (0, 0))
+        use = Use(torch.randn(1, size, 4), torch.zeros(2, size, 3), (0, 0))
         use.gradient = torch.full((2, size, 3), float(size))
         tape.note("w", use)
     h, g = found.features(tape), found.gradient(tape)
@@ -65,3 +67,10 @@ def test_a_member_is_called_with_a_weight_that_makes_noise_and_the_mean_of_its_b
     mean = F.linear(x, member["loc"]["w"], member["loc"]["b"])
     assert not torch.allclose(out, mean)
     assert (out - mean).abs().max() < 3.0  # sd is at most sqrt(.1 * |h|^2 / 2)
+
+
+def test_a_layer_that_was_skipped_is_named():
+    tape = Tape()
+    tape.calls.append({})
+    with pytest.raises(UnsupportedModelError, match="'w' has no part"):
+        layer().features(tape)

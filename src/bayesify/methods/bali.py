@@ -11,8 +11,8 @@ our completion, and each open choice is an option (docs/methods/bali.md lists th
     targets     T = H M - G V,   G = d(-log p) / d(outputs), summed over examples
     noise       V = (F + delta I)^-1,  F the Fisher information of labels drawn from the model;
                 of a Gaussian output its own variance, so that this layer is exact regression
-    batches     P   <- (1 - rho) P   + rho ((N / B) H^T H + tau I)
-                P M <- (1 - rho) P M + rho ((N / B) H^T T)         (rho: cosine after a warm-up)
+    batches     P   <- (1 - rho) P   + rho (w H^T H + tau I),  w = N / (B T)
+                P M <- (1 - rho) P M + rho w H^T (pseudo-targets)     (rho: cosine after a warm-up)
     noise s^2   of a Gaussian: moving average of squared residuals of noisy forward passes
 
 It starts from the network's weights, with the second moments of the features that they cause (one
@@ -33,7 +33,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from bayesify.batches import batch_size, first_example
+from bayesify.batches import batch_size, first_example, to_device
 from bayesify.distributions.matrix_normal import Layer, MatrixNormal
 from bayesify.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
@@ -102,6 +102,11 @@ class BALI(LayerwiseOptions):
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.members > 1 and self.pretrain is not None:
+            raise OptionError(
+                f"BALI(members={self.members}, pretrain=...): only the first member would start "
+                f"from the trained network; expected members=1, or pretrain none."
+            )
 
     def scales(self, likelihood: Likelihood) -> Scales:
         """The widths of prior, noise and data, where the options leave them to the task."""
@@ -111,6 +116,7 @@ class BALI(LayerwiseOptions):
 
     def start(self, problem: Problem) -> LayerwiseRun:
         """Find the layers, look at the data once, and begin."""
+        _check_likelihood(problem.likelihood)
         model, more = problem.model, self.members - 1
         learnt = self._learnt(model, problem.example)
         starts = [model, *(fresh_starts(model, more, problem.generator) if more else ())]
@@ -136,7 +142,7 @@ class BALI(LayerwiseOptions):
             raise OptionError(
                 f"resume: expected a posterior that BALI has fitted, got {posterior!r}."
             )
-        model = copy.deepcopy(posterior.model)
+        model, example = copy.deepcopy(posterior.model), to_device(example, posterior.device)
         problem = Problem(
             model=model,
             likelihood=copy.deepcopy(posterior.likelihood),
@@ -164,6 +170,7 @@ class BALI(LayerwiseOptions):
                 damping=run.scales.damping,
             )
         run.steps = self.refresh  # not the first: F is an average already
+        run.record = record
         _probe(run, example)
         return run
 
@@ -254,6 +261,7 @@ class BALI(LayerwiseOptions):
                 gram,
                 prior_precision=run.scales.prior_precision,
                 covariance=FIRST_COVARIANCE,
+                name=layer.name,
             )
 
 
@@ -263,6 +271,15 @@ class Learnt:
 
     layers: list[tuple[LinearMap, Layer]]
     points: list[str]
+
+
+def _check_likelihood(likelihood: Likelihood) -> None:
+    learnt = [name for name, each in likelihood.named_parameters() if each.requires_grad]
+    if learnt and type(likelihood).reestimate_ is Likelihood.reestimate_:
+        raise OptionError(
+            f"{type(likelihood).__name__} learns {', '.join(learnt)} by a gradient, which BALI "
+            f"does not follow; define `reestimate_`, or fix them (requires_grad_(False))."
+        )
 
 
 def _probe(run: LayerwiseRun, inputs: Inputs) -> None:

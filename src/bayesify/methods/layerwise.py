@@ -8,32 +8,32 @@ One step on a batch (equations in `numerics/layer_regression.py`):
     4. for every layer at once: P and M from h, G and V
 
 No optimiser touches a layer's weights. Weights that belong to no layer (gains of norms) follow the
-gradient of step 2 by Adam. A member whose numbers stop being finite keeps those it had.
+gradient of step 2 by Adam. A member whose numbers are not finite keeps those it had.
 """
 
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from bayesify import forward
-from bayesify.batches import batch_size, first_example
-from bayesify.checks import check_finite
+from bayesify.batches import first_example, to_device
+from bayesify.checks import check_batch
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.errors import DivergenceError, OptionError
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
+from bayesify.methods.layerwise_state import restore_, state_of
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.modes import evaluating
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.numerics.linalg import cholesky
-from bayesify.posterior import WeightPosterior
+from bayesify.posterior import FitRecord, WeightPosterior
 from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.named import copied
-from bayesify.weights.store import encode, part
 from bayesify.weights.taped import Tape
 
 ROWS_PER_FEATURE = 5
@@ -59,7 +59,7 @@ class LayerwiseRun:
         epochs: Passes over the data; the schedule ends with them.
         generator: Source of the noise.
         vectorize: Whether members run at once.
-        readout: Turns what the model returns into a tensor.
+        readout: As everywhere.
     """
 
     def __init__(
@@ -88,8 +88,9 @@ class LayerwiseRun:
         self.generator, self.vectorize, self.readout = generator, vectorize, readout
         self.dtype = next(model.parameters()).dtype
         self.steps = 0
-        self._failures = torch.zeros(self.members, dtype=torch.long)
-        self._adam = torch.optim.Adam(self.points.values(), options.rest_lr) if points else None
+        self.failures = torch.zeros(self.members, dtype=torch.long)
+        self.adam = torch.optim.Adam(self.points.values(), options.rest_lr) if points else None
+        self.record: FitRecord | None = None  # of the fit that this run continues
 
     @property
     def members(self) -> int:
@@ -98,7 +99,7 @@ class LayerwiseRun:
 
     def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
         """Learn from one batch of the training data, each row standing for N / (B T) of them."""
-        size, rate = batch_size(inputs), self._rate()
+        size, rate = len(target), self._rate()
         weight = self.num_data / (size * self.scales.temperature)
         rates = {each.name: rate * self._steadiness(each, size) for each in self.layers}
         return self._learn(inputs, target, rate=rate, rates=rates, weight=weight)
@@ -108,9 +109,9 @@ class LayerwiseRun:
     ) -> dict[str, float]:
         """Learn from a batch of a stream, at any time.
 
-        Every example counts once, and what was learnt before is forgotten at a rate:
-        P <- (1 - forgetting) P + H^T H + ..., so that in the long run the posterior rests on the
-        last B / forgetting examples or so.
+        Every example counts 1 / T times, and what was learnt before is forgotten at a rate:
+        P <- (1 - forgetting) P + H^T H / T + ..., so that in the long run the posterior rests on
+        the last B / forgetting examples or so.
 
         Args:
             inputs: One batch.
@@ -124,17 +125,20 @@ class LayerwiseRun:
         rate = self.options.forgetting if forgetting is None else forgetting
         if not 0 < rate <= 1:
             raise OptionError(f"forgetting={rate}: expected a share above 0 and at most 1.")
-        check_finite(inputs, target, f"update {self.steps}")
+        inputs, target = to_device((inputs, target), next(self.model.parameters()).device)
+        check_batch(inputs, target, f"update {self.steps}")
         with evaluating(self.model):
             outputs = self.look(first_example(inputs))[0]
         self.likelihood.check(outputs[0].expand(len(target), *outputs.shape[2:]), target)
-        return self._learn(
-            inputs,
-            target,
-            rate=rate,
-            rates={layer.name: rate for layer in self.layers},
-            weight=1 / (rate * self.scales.temperature),
-        )
+        alone = len(target) == 1  # of which batch norm has no statistics
+        with evaluating(self.model) if alone else nullcontext():
+            return self._learn(
+                inputs,
+                target,
+                rate=rate,
+                rates={layer.name: rate for layer in self.layers},
+                weight=1 / (rate * self.scales.temperature),
+            )
 
     def end_epoch(self, epoch: int) -> None:
         """Nothing to do."""
@@ -145,7 +149,10 @@ class LayerwiseRun:
         regressions = {layer.name: layer.regression for layer in self.layers}
         q = MatrixNormal(
             {n: each for layer in self.layers for n, each in layer.means(self.dtype).items()},
-            row={name: each.row.to(factor_type) for name, each in regressions.items()},
+            row={
+                name: cholesky(each.precision, name=f"precision of layer {name!r}").to(factor_type)
+                for name, each in regressions.items()
+            },
             column={name: each.column.to(factor_type) for name, each in regressions.items()},
             points={name: each.detach() for name, each in self.points.items()},
             buffers=self.buffers,
@@ -157,46 +164,16 @@ class LayerwiseRun:
             copy.deepcopy(self.likelihood),
             readout=self.readout,
             vectorize=self.vectorize,
+            record=self.record,
         )
 
     def state_dict(self) -> Named:
         """Everything that the run's future depends on, as tensors: for safetensors, say."""
-        state: Named = {
-            "steps": torch.tensor(self.steps),
-            "failures": self._failures,
-            "generator": self.generator.get_state(),
-        }
-        for layer in self.layers:
-            for key, each in vars(layer.regression).items():
-                state[f"{key}.{encode(layer.name)}"] = each.clone()
-        kept = {"points": self.points, "buffers": self.buffers}
-        kept["likelihood"] = self.likelihood.state_dict()
-        for number, moments in (self._adam.state_dict()["state"] if self._adam else {}).items():
-            kept[f"adam{number}"] = moments
-        for field, named in kept.items():
-            state |= {f"{field}.{encode(n)}": each.detach().clone() for n, each in named.items()}
-        return {name: each.contiguous() for name, each in state.items()}  # safetensors wants that
+        return state_of(self)
 
     def load_state_dict(self, state: Named) -> None:
         """Go on exactly where the run that gave `state` was."""
-        self.steps, self._failures = int(state["steps"]), state["failures"].clone()
-        self.generator.set_state(state["generator"])
-        keys = [each.name for each in fields(LayerRegression)]
-        for layer in self.layers:
-            layer.regression = LayerRegression(
-                **{key: part(state, key)[layer.name].clone() for key in keys}
-            )
-        held = part(state, "buffers")
-        self.buffers = {name: held[name].clone() for name in self.buffers}  # their order is kept
-        self.likelihood.load_state_dict(part(state, "likelihood"))
-        with torch.no_grad():
-            for name, each in part(state, "points").items():
-                self.points[name].copy_(each)
-        if self._adam is not None:
-            whole = self._adam.state_dict()
-            moments = {i: part(state, f"adam{i}") for i in range(len(self.points))}
-            whole["state"] = {i: copied(each) for i, each in moments.items() if each}
-            self._adam.load_state_dict(whole)
+        restore_(self, state)
 
     def look(self, inputs: Inputs) -> tuple[Tensor, Tape]:
         """A forward pass of the means, without noise, on a tape. In train mode it moves buffers."""
@@ -212,6 +189,7 @@ class LayerwiseRun:
         rates: dict[str, float],
         weight: float,
     ) -> dict[str, float]:
+        held = copied(self.buffers)  # a forward pass in train mode writes them
         outputs, tape = self._forward(inputs, noise=self.options.forward_noise)
         nll = -self.likelihood.log_prob(outputs, target)  # (K, B)
         refresh = self.steps % self.options.refresh == 0
@@ -220,7 +198,7 @@ class LayerwiseRun:
         gradients = {layer.name: layer.gradient(tape) for layer in self.layers}
         if refresh and any(self._known_covariance(layer, outputs) is None for layer in self.layers):
             self._backward_drawn_labels(outputs, tape)
-        candidates, sound = [], torch.isfinite(nll.detach()).all(1)
+        candidates, sound = [], torch.isfinite(nll.detach()).all(1) & self._finite_buffers()
         for layer in self.layers:
             found, ok = self._updated(
                 layer, tape, gradients[layer.name], outputs, rates[layer.name], weight
@@ -230,11 +208,14 @@ class LayerwiseRun:
         self._count_failures(sound, candidates, nll)
         for layer, found in zip(self.layers, candidates, strict=True):
             layer.regression = found if sound.all() else found.where(sound, layer.regression)
+        if not sound.all():
+            self.buffers = {n: _where(sound, e, held[n]) for n, e in self.buffers.items()}
         self._move_points(slopes, sound, len(target), rate)
         if sound.any():
             self.likelihood.reestimate_(outputs.detach()[sound], target, rate=rate)
         self.steps += 1
-        return {"loss": nll.detach()[sound].mean().item() if sound.any() else math.nan}
+        loss = nll.detach()[sound].mean().item() if sound.any() else math.nan
+        return {"loss": loss, "rolled_back": (~sound).float().mean().item()}
 
     def _updated(
         self,
@@ -248,6 +229,7 @@ class LayerwiseRun:
         found, sound = layer.regression, torch.ones(self.members, dtype=torch.bool)
         refresh = self.steps % self.options.refresh == 0
         known = self._known_covariance(layer, outputs)
+        data = layer.is_output and self.likelihood.output_precision(outputs) is not None
         if known is not None:
             found = found.with_covariance(known)
         elif refresh:
@@ -262,7 +244,7 @@ class LayerwiseRun:
             gradient,
             rate=rate,
             weight=weight,
-            cap=self.options.cap,
+            cap=math.inf if data else self.options.cap,  # data are no pseudo-targets
             refresh=refresh,
         )
         return found, sound.to(ok) & ok
@@ -304,9 +286,16 @@ class LayerwiseRun:
             readout=self.readout,
         )
 
+    def _finite_buffers(self) -> Tensor:
+        """Which members' buffers hold finite numbers."""
+        total = torch.zeros(self.members, device=self.layers[0].regression.mean.device)
+        for each in self.buffers.values():
+            total = total + each.float().view(self.members, -1).sum(1)
+        return torch.isfinite(total)
+
     def _rate(self) -> float:
         """rho: a linear warm-up, then a cosine from `rate` to `final_rate`."""
-        low, high = self.options.final_rate, self.options.rate
+        low, high = min(self.options.final_rate, self.options.rate), self.options.rate
         share = min(1.0, self.steps / max(1, self.total_steps))
         rate = low + (high - low) * (1 + math.cos(math.pi * share)) / 2
         return rate * min(1.0, (self.steps + 1) / (self.options.warmup + 1))
@@ -324,27 +313,38 @@ class LayerwiseRun:
     def _move_points(
         self, slopes: Sequence[Tensor | None], sound: Tensor, size: int, rate: float
     ) -> None:
-        if self._adam is None:
+        if self.adam is None:
             return
+        held = {name: each.detach().clone() for name, each in self.points.items()}
         for parameter, slope in zip(self.points.values(), slopes, strict=True):
             if slope is not None:
-                usable = sound.view(-1, *[1] * (slope.ndim - 1)) & torch.isfinite(slope)
-                parameter.grad = torch.where(usable, slope / size, 0)
-        self._adam.param_groups[0]["lr"] = self.options.rest_lr * rate / self.options.rate
-        self._adam.step()
+                parameter.grad = _where(sound, slope / size, torch.zeros_like(slope))
+        self.adam.param_groups[0]["lr"] = self.options.rest_lr * rate / self.options.rate
+        self.adam.step()
+        with torch.no_grad():
+            for name, each in self.points.items():
+                each.copy_(_where(sound, each, held[name]))
 
     def _count_failures(
         self, sound: Tensor, candidates: list[LayerRegression], nll: Tensor
     ) -> None:
-        self._failures = torch.where(sound.cpu(), 0, self._failures + 1)
-        if self._failures.max() <= PATIENCE:
+        self.failures = torch.where(sound.cpu(), 0, self.failures + 1)
+        if self.failures.max() <= PATIENCE:
             return
+        lost = (self.failures > PATIENCE).nonzero().flatten().tolist()
         for layer, found in zip(self.layers, candidates, strict=True):
-            if torch.isfinite(found.precision).all():
-                cholesky(found.precision, name=f"precision of layer {layer.name!r}")
-        lost = (self._failures > PATIENCE).nonzero().flatten().tolist()
+            for member in lost:
+                for what, matrix in found.factorised(self.scales.damping).items():
+                    if torch.isfinite(matrix[member]).all():
+                        name = f"{what} of layer {layer.name!r}, member {member}"
+                        cholesky(matrix[member], name=name)
         raise DivergenceError(
             f"member {lost} gave numbers that are not finite for {PATIENCE} steps in a row, until "
             f"step {self.steps} (loss {nll.detach().mean().item():g}); lower `rate` or `cap`, "
             f"raise `damping`, and look for extreme values in the data."
         )
+
+
+def _where(sound: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """The members of `new` that are sound, those of `old` elsewhere."""
+    return torch.where(sound.view(-1, *[1] * (new.ndim - 1)), new, old)

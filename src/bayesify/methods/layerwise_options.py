@@ -16,7 +16,7 @@ class LayerwiseOptions:
         at_most=1,
     )
     final_rate: float = option(
-        0.02, help="forgetting rate at the end of its cosine", above=0, at_most=1
+        0.02, help="forgetting rate at the end of its cosine, at most rate", above=0, at_most=1
     )
     warmup: int = option(50, help="steps over which the rate rises from zero", at_least=0)
     cap: float = option(5.0, help="largest move of a pseudo-target (trust region)", above=0)

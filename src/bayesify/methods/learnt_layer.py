@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bayesify.distributions.matrix_normal import Layer
+from bayesify.errors import UnsupportedModelError
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.types import Draw, Named
 from bayesify.weights.linear_maps import LinearMap
@@ -40,8 +41,17 @@ class LearntLayer:
         return self.law.weight
 
     def features(self, tape: Tape) -> Tensor:
-        """H, (K or 1, n, a): the rows of all uses of the weight."""
-        return torch.cat([_rows(each, self._features) for each in tape.inputs(self.name)], 1)
+        """H, (K or 1, n, a): the rows of all uses of the weight.
+
+        Raises:
+            UnsupportedModelError: there was no use, as where layers are dropped at random.
+        """
+        if not (inputs := tape.inputs(self.name)):
+            raise UnsupportedModelError(
+                f"layer {self.name!r} has no part in a forward pass in training; leave it out with "
+                f"`where`, or let the network drop no layers."
+            )
+        return torch.cat([_rows(each, self._features) for each in inputs], 1)
 
     def gradient(self, tape: Tape) -> Tensor:
         """G of the tape's last backward pass, (K, n, b)."""

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bayesify.numerics.linalg import cholesky_or_flag
+from bayesify.numerics.linalg import cholesky, cholesky_or_flag
 from bayesify.numerics.linear_regression import natural_gradient_step, update_prior_precision
 
 
@@ -57,6 +57,7 @@ class LayerRegression:
         *,
         prior_precision: float,
         covariance: float,
+        name: str = "layer",
     ) -> Self:
         """Around given weights, with the features' second moments that these weights cause.
 
@@ -65,6 +66,10 @@ class LayerRegression:
             gram: H^T H of all data under these weights.
             prior_precision: tau > 0.
             covariance: V = covariance * I until the first refresh.
+            name: Of the layer, for the error.
+
+        Raises:
+            NotPositiveDefiniteError: the features overflow, or are not numbers.
         """
         mean, gram = mean.double(), gram.double()
         members, a, b = mean.shape
@@ -75,9 +80,9 @@ class LayerRegression:
             prior_mean=torch.zeros_like(mean),
             precision=precision,
             prior_precision=mean.new_full((members,), prior_precision),
-            fisher=torch.linalg.inv(spread),
+            fisher=torch.eye(b).to(gram).repeat(members, 1, 1) / covariance,
             covariance=spread,
-            row=cholesky_or_flag(precision)[0],
+            row=cholesky(precision, name=f"precision of layer {name!r}"),
             column=spread.sqrt(),
         )
 
@@ -144,7 +149,7 @@ class LayerRegression:
             gradient: G, of the summed negative log likelihood.
             rate: rho, the share of the old natural parameters that is forgotten.
             weight: w, examples per row.
-            cap: Largest absolute value of an element of G V (trust region).
+            cap: Largest absolute value of an element of G V (trust region); infinite for none.
             refresh: Whether P is factorised anew; else the last factor serves.
 
         Returns:
@@ -175,6 +180,10 @@ class LayerRegression:
     def _with(self, **changes: Tensor) -> Self:
         """Contiguous, as they are after a checkpoint: strides decide how products are rounded."""
         return replace(self, **{name: each.contiguous() for name, each in changes.items()})
+
+    def factorised(self, damping: float) -> dict[str, Tensor]:
+        """The matrices that must have Cholesky factors, (K, ., .), by name."""
+        return {"precision": self.precision, "damped Fisher": _with_diagonal(self.fisher, damping)}
 
     def finite(self) -> Bool[Tensor, " members"]:
         """Which members' M and P are finite; V is, where it could be factorised."""

@@ -24,16 +24,14 @@ class Use:
     Attributes:
         inputs: What it was multiplied with, (M, B, ...); (1, B, ...) where all members saw the
             same.
-        shape: Of its output, (M, B, ...).
-        storage: Address of the output's memory, by which a later tensor can be told to be it.
+        output: (M, B, ...); held, so that no later tensor can come to lie at its address.
         versions: How often the memory of inputs and output had been written to.
         gradient: Of the last backward pass with respect to the output, (M, B, ...); None when
             the loss does not depend on it.
     """
 
     inputs: Tensor
-    shape: torch.Size
-    storage: int
+    output: Tensor
     versions: tuple[int, int]
     gradient: Tensor | None = None
 
@@ -73,14 +71,15 @@ class Tape:
         return [torch.cat([_gradient(use) for use in uses]) for uses in self._uses(name)]
 
     def is_output(self, name: str) -> bool:
-        """Whether the last thing done with this weight was to make what the model returned."""
-        uses, outputs = self.calls[-1].get(name), self.outputs
+        """Whether all that was done with this weight was to make what the model returned."""
+        uses, outputs = self.calls[-1].get(name, []), self.outputs
+        if len(uses) != 1 or outputs is None:
+            return False
+        made = uses[0].output
         return (
-            bool(uses)
-            and outputs is not None
-            and uses[-1].storage == outputs.untyped_storage().data_ptr()
-            and uses[-1].versions[1] == version(outputs)
-            and uses[-1].shape.numel() == outputs.numel()
+            made.untyped_storage().data_ptr() == outputs.untyped_storage().data_ptr()
+            and uses[0].versions[1] == version(outputs)
+            and made.numel() == outputs.numel()
         )
 
     def _uses(self, name: str) -> list[tuple[Use, ...]]:
@@ -135,8 +134,7 @@ class _Note(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, z, _, tape, key, ctx.together = inputs
         x, z = (x, z) if ctx.together else (x.unsqueeze(0), z.unsqueeze(0))
-        storage, versions = z.untyped_storage().data_ptr(), (version(x), version(z))
-        ctx.use = Use(x.detach(), z.shape, storage, versions)
+        ctx.use = Use(x.detach(), z.detach(), (version(x), version(z)))
         tape.note(key, ctx.use)
 
     @staticmethod
@@ -156,4 +154,4 @@ class _Note(torch.autograd.Function):
 
 
 def _gradient(use: Use) -> Tensor:
-    return use.gradient if use.gradient is not None else use.inputs.new_zeros(use.shape)
+    return use.gradient if use.gradient is not None else torch.zeros_like(use.output)
