@@ -156,14 +156,20 @@ def test_statistics_rest_on_five_rows_for_each_feature():
     x = torch.randn(20, 30)
     net = nn.Sequential(nn.Linear(30, 9), nn.ReLU(), nn.Linear(9, 3))
     run = run_of(net, x, Categorical(), num_data=1000, rate=0.2)
-    wide, narrow = (run._steadiness(layer, 20) for layer in run.layers)
-    assert wide == pytest.approx(20 / (5 * 31) / 0.2)  # B / rho rows are remembered
-    assert narrow == 1.0
-    assert run_of(net, x, Categorical(), num_data=20)._steadiness(run.layers[0], 20) == 1.0
+    wide, narrow = (layer.highest_rate(20, 1000) for layer in run.layers)
+    assert wide == pytest.approx(20 / (5 * 31))  # B / rho rows are remembered
+    assert narrow == pytest.approx(20 / (5 * 10))
+    before = run.layers[0].regression.precision
+    run.step(x, torch.arange(20) % 3)
+    h = torch.cat([x, torch.ones(20, 1)], 1).double()
+    fresh = 1000 / (20 * 0.5) * h.T @ h + 30 * torch.eye(31).double()
+    want = (1 - wide) * before[0] + wide * fresh
+    torch.testing.assert_close(run.layers[0].regression.precision[0], want, rtol=1e-4, atol=1e-2)
+    assert run.layers[0].highest_rate(20, 20) == 1.0  # a full batch
     conv = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 3))
-    run = run_of(conv, torch.randn(20, 1, 8, 8), Categorical(), num_data=10_000, rate=0.2)
+    run = run_of(conv, torch.randn(20, 1, 8, 8), Categorical(), num_data=10_000)
     assert run.layers[0].rows_per_example == 36
-    assert run._steadiness(run.layers[0], 20) == 1.0
+    assert run.layers[0].highest_rate(20, 10_000) > 1.0
 
 
 def test_factors_are_refreshed_only_now_and_then():
@@ -193,6 +199,19 @@ def test_a_temperature_is_so_many_fewer_data():
     for ours, theirs in zip(cold.layers, tempered.layers, strict=True):
         torch.testing.assert_close(ours.regression.mean, theirs.regression.mean)
         torch.testing.assert_close(ours.regression.precision, theirs.regression.precision)
+
+
+def test_a_small_batch_replaces_a_small_share_of_the_past():
+    x, y = NETS["mlp"].inputs(16).double(), torch.arange(16) % 3
+    run = run_of(NETS["mlp"].model().double(), x, Categorical(), num_data=160, rate=0.2)
+    run.step(x, y)
+    before, tau = run.layers[0].regression.precision, 30.0
+    rate = run._rate() * 4 / 16  # 16 rows are enough for 5 features at 0.2
+    run.step(x[:4], y[:4])
+    h = torch.cat([x[:4], torch.ones(4, 1).double()], 1)
+    fresh = 160 / (4 * 0.5) * h.T @ h + tau * torch.eye(5).double()
+    want = (1 - rate) * before[0] + rate * fresh
+    torch.testing.assert_close(run.layers[0].regression.precision[0], want)
 
 
 def test_the_trust_region_holds_the_pseudo_targets():

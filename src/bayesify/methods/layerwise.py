@@ -36,9 +36,6 @@ from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.named import copied
 from bayesify.weights.taped import Tape
 
-ROWS_PER_FEATURE = 5
-"""How many rows for each of its features a layer's statistics rest on, at least."""
-
 PATIENCE = 20
 """Steps in a row for which a member may be rolled back before the run gives up."""
 
@@ -87,7 +84,7 @@ class LayerwiseRun:
         self.total_steps = epochs * steps_per_epoch
         self.generator, self.vectorize, self.readout = generator, vectorize, readout
         self.dtype = next(model.parameters()).dtype
-        self.steps = 0
+        self.steps, self.full = 0, 1  # steps taken, examples in a full batch
         self.failures = torch.zeros(self.members, dtype=torch.long)
         self.adam = torch.optim.Adam(self.points.values(), options.rest_lr) if points else None
         self.record: FitRecord | None = None  # of the fit that this run continues
@@ -98,10 +95,19 @@ class LayerwiseRun:
         return len(self.layers[0].regression.mean)
 
     def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
-        """Learn from one batch of the training data, each row standing for N / (B T) of them."""
-        size, rate = len(target), self._rate()
+        """Learn from one batch of the training data, each row standing for N / (B T) of them.
+
+        A batch that is smaller than others (the last) replaces a smaller share of the past.
+        """
+        size = len(target)
+        self.full = max(self.full, size)
+        rate = self._rate() * size / self.full
         weight = self.num_data / (size * self.scales.temperature)
-        rates = {each.name: rate * self._steadiness(each, size) for each in self.layers}
+        most = self.options.rate
+        rates = {
+            each.name: rate * min(1, each.highest_rate(self.full, self.num_data) / most)
+            for each in self.layers
+        }
         return self._learn(inputs, target, rate=rate, rates=rates, weight=weight)
 
     def update(
@@ -299,16 +305,6 @@ class LayerwiseRun:
         share = min(1.0, self.steps / max(1, self.total_steps))
         rate = low + (high - low) * (1 + math.cos(math.pi * share)) / 2
         return rate * min(1.0, (self.steps + 1) / (self.options.warmup + 1))
-
-    def _steadiness(self, layer: LearntLayer, size: int) -> float:
-        """What a layer's rate is lowered by, so that P rests on enough rows for its features.
-
-        P remembers B / rho examples; with fewer than a few per feature its small eigenvalues are
-        chance, and P^-1 makes steps of them. Full batches hold all there is to know.
-        """
-        features = layer.regression.precision.shape[-1]
-        wanted = ROWS_PER_FEATURE * features / layer.rows_per_example
-        return min(1.0, size / (self.options.rate * min(wanted, self.num_data)))
 
     def _move_points(
         self, slopes: Sequence[Tensor | None], sound: Tensor, size: int, rate: float

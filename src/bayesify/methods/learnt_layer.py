@@ -14,6 +14,9 @@ from bayesify.weights.linear_maps import LinearMap
 from bayesify.weights.regression import RegressionWeight
 from bayesify.weights.taped import Tape
 
+ROWS_PER_FEATURE = 5
+"""How many rows for each of its features a layer's statistics rest on, at least."""
+
 
 @dataclass
 class LearntLayer:
@@ -82,6 +85,16 @@ class LearntLayer:
             generator=generator,
         )
         return loc | {self.name: weight}
+
+    def highest_rate(self, batch: int, num_data: int) -> float:
+        """The forgetting rate at which P rests on just enough rows for its features.
+
+        P remembers batch / rate examples; with fewer than a few rows per feature its small
+        eigenvalues are chance, and P^-1 makes steps of them. All the data are enough.
+        """
+        features = self.regression.precision.shape[-1]
+        wanted = ROWS_PER_FEATURE * features / self.rows_per_example
+        return batch / min(wanted, num_data)
 
     @property
     def _constant(self) -> bool:
