@@ -29,7 +29,7 @@ def resume(posterior: WeightPosterior, example: Inputs) -> StreamRun:
         >>> method = bayesify.BALI(epochs=1, min_steps=1)
         >>> run = resume(bayesify.fit(torch.nn.Linear(4, 3), (x, y), method), x[:2])
         >>> sorted(run.update(x[:8], y[:8], forgetting=0.1))
-        ['loss']
+        ['loss', 'rolled_back']
     """
     method = from_json(posterior.record.options) if posterior.record else None
     if not isinstance(method, Streaming):
