@@ -58,14 +58,14 @@ def check_batch(inputs: Inputs, target: Tensor, where: str) -> None:
         DataError: it is empty, or a number is NaN or infinite.
         ShapeError: not as many inputs as targets.
     """
-    check_finite(inputs, target, where)
+    _check_finite(inputs, target, where)
     if target.ndim and batch_size(inputs) != len(target):
         raise ShapeError(f"{where}: {batch_size(inputs)} inputs, but {len(target)} targets.")
     if not target.numel():
         raise DataError(f"{where}: expected at least one example, got none.")
 
 
-def check_finite(inputs: Inputs, target: Tensor, where: str) -> None:
+def _check_finite(inputs: Inputs, target: Tensor, where: str) -> None:
     """Raise `DataError` when a number of a batch is NaN or infinite."""
     named = [("inputs", each) for each in tensors_of(inputs)] + [("targets", target)]
     for what, tensor in named:

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from bayesify import forward
 from bayesify.distributions.mean_field import MeanField
-from bayesify.weights.gaussian import GaussianWeight, standard_normal
+from bayesify.weights.gaussian import GaussianWeight
 
 from ..zoo import NETS
 
@@ -69,8 +69,3 @@ def test_gradients_agree_in_expectation_with_weight_samples():
     torch.testing.assert_close(
         mean_gradient(forward.local_outputs), mean_gradient(forward.outputs), rtol=0.1, atol=0.02
     )
-
-
-def test_noise_has_the_shape_and_type_it_is_asked_for(generator):
-    noise = standard_normal(torch.ones(2, 3, dtype=torch.bfloat16), generator)
-    assert (noise.shape, noise.dtype) == ((2, 3), torch.bfloat16)

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from bayesify.distributions.base import WeightDistribution
 from bayesify.errors import OptionError, ShapeError
+from bayesify.numerics.noise import standard_normal_rows
 from bayesify.types import Inputs, Named, Where
-from bayesify.weights.gaussian import GaussianWeight, standard_normal_rows
+from bayesify.weights.gaussian import GaussianWeight
 from bayesify.weights.named import copied, weights_of
 from bayesify.weights.select import all_weights
 from bayesify.weights.store import Store, part

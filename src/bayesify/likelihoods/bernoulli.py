@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from bayesify.errors import DataError, ShapeError
 from bayesify.likelihoods.base import Likelihood
-from bayesify.likelihoods.noise import noise, single_or_better
+from bayesify.numerics.noise import noise, single_or_better
 from bayesify.predictive import MultiLabelPredictive
 
 
@@ -42,7 +42,7 @@ class Bernoulli(Likelihood):
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "samples batch labels"]:
         """Labels 0 or 1, of the outputs' dtype."""
-        probs = torch.sigmoid(outputs.detach().to(single_or_better(outputs)))
+        probs = torch.sigmoid(outputs.detach().to(single_or_better(outputs.dtype)))
         return (noise(torch.rand, probs, generator) < probs).to(outputs.dtype)
 
     def check(self, output: Tensor, target: Tensor) -> None:

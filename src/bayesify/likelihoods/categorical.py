@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bayesify.errors import DataError, OptionError, ShapeError
 from bayesify.likelihoods.base import Likelihood
-from bayesify.likelihoods.noise import noise, single_or_better
+from bayesify.numerics.noise import noise, single_or_better
 from bayesify.predictive import ClassPredictive
 
 
@@ -55,7 +55,7 @@ class Categorical(Likelihood):
         generator: torch.Generator | None = None,
     ) -> Integer[Tensor, "samples batch *positions"]:
         """Class indices, drawn by inverting the cumulative probabilities."""
-        logits = outputs.detach().to(single_or_better(outputs))
+        logits = outputs.detach().to(single_or_better(outputs.dtype))
         below = F.softmax(logits, 2).cumsum(2)
         below = below / below[:, :, -1:]  # ends at 1 exactly, which the uniform never reaches
         uniform = noise(torch.rand, logits.select(2, 0), generator)

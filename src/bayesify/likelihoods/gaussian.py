@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bayesify.errors import DataError, OptionError, ShapeError
 from bayesify.likelihoods.base import Likelihood
-from bayesify.likelihoods.noise import noise, single_or_better
+from bayesify.numerics.noise import noise, single_or_better
 from bayesify.predictive import RegressionPredictive, check_degrees
 
 MIN_VARIANCE = 1e-4
@@ -79,14 +79,14 @@ class Gaussian(Likelihood):
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "samples batch dims"]:
         """Values with normal noise, whatever the `degrees`, in the units of the target."""
-        loc, scale = self._split(outputs.detach().to(single_or_better(outputs)))
+        loc, scale = self._split(outputs.detach().to(single_or_better(outputs.dtype)))
         return loc + scale.detach() * noise(torch.randn, loc, generator)
 
     def output_precision(self, outputs: Tensor) -> Float[Tensor, ""] | None:
         """1 / scale^2, unless the noise comes from the output."""
         if self.kind == "output":
             return None
-        dtype = single_or_better(outputs)
+        dtype = single_or_better(outputs.dtype)
         _, scale = self._split(outputs[:0].to(dtype))
         return scale.detach().to(dtype).pow(-2)
 

@@ -155,20 +155,25 @@ class BALI(LayerwiseOptions):
             generator=torch.Generator().manual_seed(record.seed + 1),
         )
         maps = {each.weight: each for each in roles(model, example).maps}
+        damping, loc = self.scales(problem.likelihood).damping, copied(q.loc.named())
+
+        def learnt(law: Layer) -> LearntLayer:
+            name, found = law.weight, maps[law.weight]
+            regression = LayerRegression.of_factors(
+                _matrix(found, law, loc),
+                q.row.named()[name].detach(),
+                q.column.named()[name].detach(),
+                prior_precision=q.prior_precision.named()[name],
+                damping=damping,
+            )
+            return LearntLayer(found, law, loc[name].shape[1:], regression)
+
         run = self._run(
             problem,
-            [self._layer(maps[law.weight], law, copied(q.loc.named())) for law in q.layers],
+            [learnt(law) for law in q.layers],
             points=copied(q.points.named()),
             buffers=copied(q.statistics.named()),
         )
-        for layer in run.layers:
-            layer.regression = LayerRegression.of_factors(
-                layer.regression.mean,
-                q.row.named()[layer.name].detach(),
-                q.column.named()[layer.name].detach(),
-                prior_precision=q.prior_precision.named()[layer.name],
-                damping=run.scales.damping,
-            )
         run.steps = self.refresh  # not the first: F is an average already
         run.record = record
         _probe(run, example)
@@ -208,15 +213,14 @@ class BALI(LayerwiseOptions):
         return Learnt(layers, points)
 
     def _layer(self, linear_map: LinearMap, law: Layer, weights: Named) -> LearntLayer:
-        weight = weights[law.weight]
-        matrix = linear_map.matrix(weight, None if law.bias is None else weights[law.bias])
+        matrix = _matrix(linear_map, law, weights)
         regression = LayerRegression.start(
             matrix,
             matrix.new_zeros(len(matrix), matrix.shape[1], matrix.shape[1]),
             prior_precision=1.0,
             covariance=FIRST_COVARIANCE,
         )  # until the data have been seen
-        return LearntLayer(linear_map, law, weight.shape[1:], regression)
+        return LearntLayer(linear_map, law, weights[law.weight].shape[1:], regression)
 
     def _run(
         self, problem: Problem, layers: list[LearntLayer], *, points: Named, buffers: Named
@@ -271,6 +275,12 @@ class Learnt:
 
     layers: list[tuple[LinearMap, Layer]]
     points: list[str]
+
+
+def _matrix(linear_map: LinearMap, law: Layer, weights: Named) -> Tensor:
+    """W~ (K, a, b) of a layer."""
+    bias = None if law.bias is None else weights[law.bias]
+    return linear_map.matrix(weights[law.weight], bias)
 
 
 def _check_likelihood(likelihood: Likelihood) -> None:

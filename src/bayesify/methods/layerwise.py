@@ -29,8 +29,9 @@ from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.layerwise_state import restore_, state_of
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.modes import evaluating
-from bayesify.numerics.layer_regression import LayerRegression
+from bayesify.numerics.layer_regression import LayerRegression, members_where
 from bayesify.numerics.linalg import cholesky
+from bayesify.numerics.noise import single_or_better
 from bayesify.posterior import FitRecord, WeightPosterior
 from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.named import copied
@@ -151,7 +152,7 @@ class LayerwiseRun:
 
     def posterior(self) -> WeightPosterior:
         """What has been learnt so far; it does not change when learning goes on."""
-        factor_type = torch.promote_types(self.dtype, torch.float32)
+        factor_type = single_or_better(self.dtype)
         regressions = {layer.name: layer.regression for layer in self.layers}
         q = MatrixNormal(
             {n: each for layer in self.layers for n, each in layer.means(self.dtype).items()},
@@ -215,7 +216,7 @@ class LayerwiseRun:
         for layer, found in zip(self.layers, candidates, strict=True):
             layer.regression = found if sound.all() else found.where(sound, layer.regression)
         if not sound.all():
-            self.buffers = {n: _where(sound, e, held[n]) for n, e in self.buffers.items()}
+            self.buffers = {n: members_where(sound, e, held[n]) for n, e in self.buffers.items()}
         self._move_points(slopes, sound, len(target), rate)
         if sound.any():
             self.likelihood.reestimate_(outputs.detach()[sound], target, rate=rate)
@@ -314,12 +315,12 @@ class LayerwiseRun:
         held = {name: each.detach().clone() for name, each in self.points.items()}
         for parameter, slope in zip(self.points.values(), slopes, strict=True):
             if slope is not None:
-                parameter.grad = _where(sound, slope / size, torch.zeros_like(slope))
+                parameter.grad = members_where(sound, slope / size, torch.zeros_like(slope))
         self.adam.param_groups[0]["lr"] = self.options.rest_lr * rate / self.options.rate
         self.adam.step()
         with torch.no_grad():
             for name, each in self.points.items():
-                each.copy_(_where(sound, each, held[name]))
+                each.copy_(members_where(sound, each, held[name]))
 
     def _count_failures(
         self, sound: Tensor, candidates: list[LayerRegression], nll: Tensor
@@ -339,8 +340,3 @@ class LayerwiseRun:
             f"step {self.steps} (loss {nll.detach().mean().item():g}); lower `rate` or `cap`, "
             f"raise `damping`, and look for extreme values in the data."
         )
-
-
-def _where(sound: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """The members of `new` that are sound, those of `old` elsewhere."""
-    return torch.where(sound.view(-1, *[1] * (new.ndim - 1)), new, old)

@@ -9,6 +9,7 @@ from torch import Tensor
 from bayesify.distributions.matrix_normal import Layer
 from bayesify.errors import UnsupportedModelError
 from bayesify.numerics.layer_regression import LayerRegression
+from bayesify.numerics.noise import single_or_better
 from bayesify.types import Draw, Named
 from bayesify.weights.linear_maps import LinearMap
 from bayesify.weights.regression import RegressionWeight
@@ -62,7 +63,7 @@ class LearntLayer:
 
     def members(self, dtype: torch.dtype) -> Draw:
         """The law of each member in the network's own shapes and precision, leading axis K."""
-        wide = torch.promote_types(dtype, torch.float32)  # half types have no triangular solve
+        wide = single_or_better(dtype)
         factors = {"row": self.regression.row, "column": self.regression.column}
         return {"loc": self.means(dtype)} | {n: each.to(wide) for n, each in factors.items()}
 

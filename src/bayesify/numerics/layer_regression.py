@@ -72,15 +72,16 @@ class LayerRegression:
             NotPositiveDefiniteError: the features overflow, or are not numbers.
         """
         mean, gram = mean.double(), gram.double()
-        members, a, b = mean.shape
-        precision = gram + prior_precision * torch.eye(a).to(gram)
-        spread = covariance * torch.eye(b).to(gram).repeat(members, 1, 1)
+        members, _, b = mean.shape
+        precision = _with_diagonal(gram, prior_precision)
+        identity = torch.eye(b).to(gram).repeat(members, 1, 1)
+        spread = covariance * identity
         return cls(
             mean=mean,
             prior_mean=torch.zeros_like(mean),
             precision=precision,
             prior_precision=mean.new_full((members,), prior_precision),
-            fisher=torch.eye(b).to(gram).repeat(members, 1, 1) / covariance,
+            fisher=identity / covariance,
             covariance=spread,
             row=cholesky(precision, name=f"precision of layer {name!r}"),
             column=spread.sqrt(),
@@ -99,7 +100,7 @@ class LayerRegression:
         """From a posterior's own numbers, to go on from there; the prior's mean is zero."""
         mean, row, column = mean.double(), row.double(), column.double()
         covariance = column @ column.mT
-        fisher = torch.cholesky_inverse(column) - damping * torch.eye(column.shape[-1]).to(column)
+        fisher = _with_diagonal(torch.cholesky_inverse(column), -damping)
         return cls(
             mean=mean,
             prior_mean=torch.zeros_like(mean),
@@ -157,13 +158,13 @@ class LayerRegression:
         """
         shift = (gradient @ self.covariance.to(gradient)).clamp(-cap, cap)
         gram, pull = (features.mT @ each for each in (features, shift))
-        tau = self.prior_precision[:, None, None]
+        tau = self.prior_precision[:, None]
         data = self.precision.lerp(gram.to(self.precision).mul_(weight), rate)
-        precision = _with_diagonal(data, rate * tau[:, 0])
+        precision = _with_diagonal(data, rate * tau)
         row, sound = self.row, torch.ones_like(self.prior_precision, dtype=torch.bool)
         if refresh:
             row, sound = cholesky_or_flag(precision)
-        slope = weight * pull.double() + tau * (self.mean - self.prior_mean)
+        slope = weight * pull.double() + tau[..., None] * (self.mean - self.prior_mean)
         mean = natural_gradient_step(self.mean, slope, row, rate=rate)
         return self._with(precision=precision, mean=mean, row=row), sound
 
@@ -173,8 +174,7 @@ class LayerRegression:
             self.mean, self.row, self.column, prior_mean=self.prior_mean
         )
         tau = self.prior_precision.log().lerp(wanted.log(), rate).exp()
-        change = (tau - self.prior_precision)[:, None, None]
-        precision = self.precision + change * torch.eye(self.precision.shape[-1]).to(self.precision)
+        precision = _with_diagonal(self.precision, (tau - self.prior_precision)[:, None])
         return replace(self, prior_precision=tau, precision=precision)
 
     def _with(self, **changes: Tensor) -> Self:
@@ -191,15 +191,18 @@ class LayerRegression:
 
     def where(self, keep: Bool[Tensor, " members"], other: Self) -> Self:
         """The members of `self` where `keep`, those of `other` elsewhere."""
-        chosen = {
-            each.name: torch.where(
-                keep.view(-1, *[1] * (getattr(self, each.name).ndim - 1)),
-                getattr(self, each.name),
-                getattr(other, each.name),
-            )
-            for each in fields(self)
-        }
-        return type(self)(**chosen)
+        names = [each.name for each in fields(self)]
+        return type(self)(
+            **{
+                name: members_where(keep, getattr(self, name), getattr(other, name))
+                for name in names
+            }
+        )
+
+
+def members_where(keep: Bool[Tensor, " members"], new: Tensor, old: Tensor) -> Tensor:
+    """The members of `new` (K, ...) where `keep`, those of `old` elsewhere."""
+    return torch.where(keep.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def _with_diagonal(matrix: Tensor, value: float | Tensor) -> Tensor:

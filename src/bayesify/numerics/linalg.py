@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bayesify.errors import NotPositiveDefiniteError
+from bayesify.numerics.noise import single_or_better
 
 JITTER = 1e-6
 """What the second try adds to the diagonal, as a part of the mean absolute diagonal.
@@ -59,7 +60,7 @@ def cholesky_or_flag(
         ([2.0, 1.0], [True, False])
     """
     # Half types have no factorisation of their own.
-    wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    wide = matrix.to(single_or_better(matrix.dtype))
     lower, ok = _attempt(wide)
     if not ok.all():
         retried, mended = _attempt(_jittered(wide))

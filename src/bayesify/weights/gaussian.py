@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from bayesify.numerics.noise import standard_normal
 from bayesify.weights.structured import Operation, StructuredWeight
 
 TINY = 1e-16
@@ -76,29 +77,3 @@ class _Noisy(torch.autograd.Function):
         variance, noise = ctx.saved_tensors
         half_slope = variance.clamp_min(TINY).rsqrt_().mul_(noise).mul_(0.5)
         return grads[0], half_slope.mul_(grads[0]), None
-
-
-def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """N(0, 1) noise of the shape, dtype and device of `like`.
-
-    Drawn where the generator lives and then moved, so that one seed gives the same noise on
-    every device.
-    """
-    device = like.device if generator is None else generator.device
-    noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=device)
-    return noise.to(like.device)
-
-
-def standard_normal_rows(
-    n: int, size: int, like: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    """(n, size) standard normal noise, drawn row by row.
-
-    One call per row makes the first k rows of n those of k, so that chunks of samples are the
-    samples.
-    """
-    device = like.device if generator is None else generator.device
-    rows = [
-        torch.randn(size, generator=generator, dtype=like.dtype, device=device) for _ in range(n)
-    ]
-    return torch.stack(rows).to(like.device)

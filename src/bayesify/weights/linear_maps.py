@@ -21,9 +21,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bayesify.modes import evaluating
 from bayesify.types import Inputs
-from bayesify.weights.trace import call_arguments
+from bayesify.weights.trace import watch
 
 AXES = {F.conv1d: 1, F.conv2d: 2}
 """Convolutions that are unfolded into rows, with their spatial axes."""
@@ -123,9 +122,7 @@ def roles(model: nn.Module, example: Inputs) -> Roles:
         (['0.weight'], ['1.weight', '1.bias'])
     """
     recorder = _Recorder(model)
-    args, kwargs = call_arguments(example)
-    with evaluating(model), torch.no_grad(), recorder:
-        model(*args, **kwargs)
+    watch(model, example, recorder)
     return recorder.roles()
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from bayesify.numerics.linear_regression import leverage
 from bayesify.numerics.matrix_normal import draw
-from bayesify.weights.gaussian import TINY, standard_normal
+from bayesify.numerics.noise import standard_normal
+from bayesify.weights.gaussian import TINY
 from bayesify.weights.linear_maps import LinearMap
 from bayesify.weights.structured import Operation, StructuredWeight
 

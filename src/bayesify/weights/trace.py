@@ -36,10 +36,15 @@ class Use:
 def trace(model: nn.Module, example: Inputs) -> list[Use]:
     """Every operation on activations in a forward pass in eval mode, also those without weights."""
     recorder = _Recorder(model)
-    args, kwargs = call_arguments(example)
-    with evaluating(model), torch.no_grad(), recorder:
-        model(*args, **kwargs)
+    watch(model, example, recorder)
     return recorder.uses
+
+
+def watch(model: nn.Module, example: Inputs, mode: TorchFunctionMode) -> None:
+    """A forward pass in eval mode, without gradients, all of whose operations `mode` sees."""
+    args, kwargs = call_arguments(example)
+    with evaluating(model), torch.no_grad(), mode:
+        model(*args, **kwargs)
 
 
 def execution_order(model: nn.Module, example: Inputs | None = None) -> list[str]:
