@@ -101,7 +101,7 @@ BAD = {
     "labels too low": ({"data": (X, Y - 1)}, DataError, r"-1 to 1.*0\.\.2"),
     "float labels": ({"data": (X, Y.float())}, DataError, "expected integer.*convert with"),
     "one-hot labels": ({"data": (X, torch.eye(3)[Y])}, ShapeError, "not one-hot rows"),
-    "columns of labels": ({"data": (X, Y[:, None])}, ShapeError, r"targets \(16, 1\)"),
+    "columns of labels": ({"data": (X, Y[:, None])}, ShapeError, r"targets \(14, 1\)"),
     "fewer targets": ({"data": (X, Y[:-1])}, ShapeError, "x has 40 examples, but y has 39"),
     "three items": ({"data": TensorDataset(X, X, Y)}, DataError, r"\(inputs, target\).*3 items"),
     "no target": (
@@ -118,7 +118,7 @@ BAD = {
         "expected the batch as the first axis",
     ),
     # model
-    "wrong inputs": ({"data": (X[:, :3], Y)}, UnsupportedModelError, r"shape \(16, 3\).*expects"),
+    "wrong inputs": ({"data": (X[:, :3], Y)}, UnsupportedModelError, r"shape \(14, 3\).*expects"),
     "wrong dtype": ({"data": (X.double(), Y)}, UnsupportedModelError, "torch.float64: .*dtype"),
     "ids out of range": (
         {"model": nn.Sequential(nn.Embedding(2, 3), nn.Flatten()), "data": (Y[:, None] + 5, Y)},

@@ -42,10 +42,13 @@ def test_shuffling_follows_the_global_generator(data):
 
 
 @pytest.mark.parametrize("data", [(X[:17], Y[:17]), Pairs(X[:17], Y[:17])])
-def test_a_last_batch_of_one_is_left_out_of_training_only(data):
-    assert len(seen(as_loader(data, batch_size=8, shuffle=True))) == 16
-    assert len(seen(as_loader(data, batch_size=8, shuffle=False))) == 17
-    assert len(seen(as_loader(data, batch_size=1, shuffle=True))) in (16, 17)
+def test_training_batches_are_of_equal_size_and_hold_every_example_once(data):
+    loader = as_loader(data, batch_size=8, shuffle=True)
+    assert [len(y) for _, y in loader] == [6, 6, 5]
+    assert len(loader) == 3
+    assert sorted(seen(loader).tolist()) == list(range(17))
+    in_order = as_loader(data, batch_size=8, shuffle=False)
+    assert [len(y) for _, y in in_order] == [8, 8, 1]
 
 
 def test_one_example_alone_is_kept():

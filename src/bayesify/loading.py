@@ -1,5 +1,7 @@
 """From what a user calls data to batches."""
 
+from collections.abc import Iterator, Sized
+from itertools import islice
 from typing import Any, cast
 
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     TensorDataset,
 )
@@ -37,16 +40,40 @@ def as_loader(data: Data, *, batch_size: int, shuffle: bool) -> DataLoader[Any]:
     if batch_size < 1:
         raise OptionError(f"batch_size={batch_size}: expected at least 1.")
     dataset = _as_dataset(data)
-    count = _length(dataset)
-    # A last batch of one example would break batch norm, so it is left out of training.
-    single = shuffle and count > batch_size and count % batch_size == 1
+    _length(dataset)
+    if shuffle:
+        batches = EvenBatches(RandomSampler(cast(Sized, dataset)), batch_size)
+    else:
+        batches = BatchSampler(SequentialSampler(cast(Sized, dataset)), batch_size, drop_last=False)
     if not isinstance(dataset, TensorDataset | Examples):
-        return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=single)
+        return DataLoader(dataset, batch_sampler=batches)
     # Whole batches are taken from the tensors by one index: many times faster than one example
     # after the other.
-    sampler = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-    batches = BatchSampler(sampler, batch_size, drop_last=single)
     return DataLoader(dataset, sampler=batches, batch_size=None)
+
+
+class EvenBatches(Sampler[list[int]]):
+    """As few batches of at most `batch_size` as hold all examples, their sizes equal up to one.
+
+    A step on a small last batch would be as long as any, and noisier; on one example alone batch
+    norm has no statistics.
+
+    Example:
+        >>> [len(batch) for batch in EvenBatches(SequentialSampler(range(21)), 10)]
+        [7, 7, 7]
+    """
+
+    def __init__(self, sampler: RandomSampler | SequentialSampler, batch_size: int) -> None:
+        self.sampler, self.batch_size = sampler, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, count = iter(self.sampler), len(self)
+        smaller, larger = divmod(len(self.sampler), count)
+        for batch in range(count):
+            yield list(islice(order, smaller + (batch < larger)))
 
 
 def _as_dataset(data: Any) -> Dataset[Any]:
