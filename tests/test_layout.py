@@ -22,19 +22,20 @@ MODULES = {
 
 FLOORS = [
     "types errors options batches modes frozen checkpointing cost version loading "
+    "trunk feature_cache batch_norm "
     "weights numerics data models",
     "predictive likelihoods priors distributions",
     "forward",
     "posterior objective checks",
     "methods",
-    "callbacks fitting persistence progress streaming",
+    "callbacks fitting persistence adapters progress streaming recalibration",
     "evaluation",
     "report compare cli __init__ __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
 SPECIALISES = {
-    ("bali", "ensemble"),  # the random starts of its members
+    ("bali", "fresh"),  # the random starts of its members
     ("bali", "layerwise"),  # its run
     ("bali", "layerwise_options"),
     ("bali", "learnt_layer"),
@@ -42,7 +43,18 @@ SPECIALISES = {
     ("layerwise", "layerwise_state"),
     ("layerwise_state", "learnt_layer"),
     ("layerwise", "learnt_layer"),
-    ("map", "ensemble"),  # the ensemble of one
+    ("bella", "fresh"),  # new heads
+    ("bella", "map"),  # its default pretraining
+    ("bella", "member_training"),
+    ("ensemble", "fresh"),
+    ("ensemble", "member_training"),
+    ("fine_tuned_ensemble", "fresh"),  # new heads
+    ("fine_tuned_ensemble", "map"),  # its default pretraining
+    ("fine_tuned_ensemble", "member_training"),
+    ("map", "member_training"),  # the ensemble of one
+    ("member_training", "interaction"),
+    ("svgd", "fresh"),
+    ("svgd", "member_training"),
     ("mean_field_vi", "map"),  # its default pretraining
     ("stf", "map"),
     ("stf", "mean_field_vi"),
@@ -70,6 +82,7 @@ COVERED_ELSEWHERE = {
     "methods.layerwise_state": "test_streaming.py saves a run and goes on",
     "methods.layerwise_options": "options and numbers; methods/test_bali.py sets them",
     "callbacks": "a protocol; test_fitting.py has one that watches",
+    "distributions.members": "abstract; conformance/test_distributions.py",
     "distributions.base": "abstract; conformance/test_distributions.py",
 }
 """Modules without a test file of their own. Packages may have one for all: tests/x/test_x.py."""

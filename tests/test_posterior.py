@@ -1,8 +1,11 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from bayesify import MAP, STF, MeanField, WeightPosterior, first_layer, fit
+from bayesify import MAP, STF, MeanField, WeightPosterior, first_layer, fit, last_layer
 from bayesify.errors import OptionError
 from bayesify.likelihoods import Categorical, Gaussian
 from bayesify.posterior import FitRecord, Posterior
@@ -102,3 +105,36 @@ def test_a_record_is_plain_values():
 def test_the_abstract_posterior_cannot_be_made():
     with pytest.raises(TypeError, match="abstract"):
         Posterior()
+
+
+def flops(call: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_samples_in_chunks_compute_once_what_they_have_in_common(vectorize):
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    q = MeanField.around(net, where=last_layer, scale=0.1)
+    posterior = WeightPosterior(net, q, Categorical(), vectorize=vectorize)
+    x, trunk, head = torch.randn(16, 8), 2 * 16 * (8 + 64) * 64, 2 * 16 * 64 * 2
+    posterior.predict(x, num_samples=6, chunk_size=2)  # finds the trunk
+    count = flops(lambda: posterior.predict(x, num_samples=6, chunk_size=2))
+    assert count == trunk + 6 * head
+    with torch.no_grad():
+        at_once = WeightPosterior(net, q, Categorical()).outputs(x, num_samples=6, chunk_size=6)
+        chunks = posterior.outputs(x, num_samples=6, chunk_size=2)
+    torch.testing.assert_close(chunks, at_once)
+
+
+def test_whoever_differentiates_gets_the_whole_graph_in_chunks_too():
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    posterior = WeightPosterior(net, MeanField.around(net, where=last_layer), Categorical())
+    slopes = []
+    for chunk_size in (1, 5):
+        x = torch.ones(3, 4, requires_grad=True)
+        posterior.outputs(x, num_samples=5, chunk_size=chunk_size).square().sum().backward()
+        slopes.append(x.grad)
+    assert slopes[0].abs().sum() > 0
+    torch.testing.assert_close(*slopes)

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from bayesify.batches import split_batch
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Categorical
 from bayesify.methods.base import Problem
@@ -158,6 +160,7 @@ class Net:
             steps_per_epoch=3,
             example=self.inputs(16),
             inputs=lambda: iter([self.inputs(16)]),
+            batches=lambda: map(split_batch, DataLoader(self.data(), batch_size=16, shuffle=True)),
             readout=read_tensor,
             vectorize=vectorize and self.vectorizes,
             generator=torch.Generator().manual_seed(0),

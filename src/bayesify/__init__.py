@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayesify import data, models
+    from bayesify.adapters import export_adapters, import_adapters
     from bayesify.callbacks import Callback
     from bayesify.cost import CostMeter
     from bayesify.distributions.base import WeightDistribution
     from bayesify.distributions.kl import kl_divergence
+    from bayesify.distributions.low_rank_particles import LowRankParticles
     from bayesify.distributions.matrix_normal import MatrixNormal
     from bayesify.distributions.mean_field import MeanField
     from bayesify.distributions.particles import Particles
@@ -35,10 +37,14 @@ if TYPE_CHECKING:
     from bayesify.methods import METHODS
     from bayesify.methods.bali import BALI
     from bayesify.methods.base import Method, Problem, Run, StreamRun
+    from bayesify.methods.bella import Bella
     from bayesify.methods.ensemble import Ensemble
+    from bayesify.methods.fine_tuned_ensemble import FineTunedEnsemble
+    from bayesify.methods.interaction import svgd_
     from bayesify.methods.map import MAP
     from bayesify.methods.mean_field_vi import MeanFieldVI
     from bayesify.methods.stf import STF
+    from bayesify.methods.svgd import SVGD
     from bayesify.objective import elbo_terms, member_losses, negative_elbo
     from bayesify.persistence import load, save
     from bayesify.posterior import FitRecord, Posterior, WeightPosterior
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
     )
     from bayesify.priors import NormalPrior, Prior
     from bayesify.progress import ProgressBar
+    from bayesify.recalibration import recalibrated
     from bayesify.streaming import resume
     from bayesify.version import __version__
     from bayesify.weights.select import all_weights, first_layer, last_layer, matching
@@ -62,12 +69,17 @@ _HOME = {
     "save": "bayesify.persistence",
     "load": "bayesify.persistence",
     "resume": "bayesify.streaming",
+    "export_adapters": "bayesify.adapters",
+    "import_adapters": "bayesify.adapters",
     # methods
     "MAP": "bayesify.methods.map",
     "Ensemble": "bayesify.methods.ensemble",
     "MeanFieldVI": "bayesify.methods.mean_field_vi",
     "BALI": "bayesify.methods.bali",
     "STF": "bayesify.methods.stf",
+    "Bella": "bayesify.methods.bella",
+    "SVGD": "bayesify.methods.svgd",
+    "FineTunedEnsemble": "bayesify.methods.fine_tuned_ensemble",
     "METHODS": "bayesify.methods",
     "Method": "bayesify.methods.base",
     "Problem": "bayesify.methods.base",
@@ -81,6 +93,7 @@ _HOME = {
     "ClassPredictive": "bayesify.predictive",
     "MultiLabelPredictive": "bayesify.predictive",
     "RegressionPredictive": "bayesify.predictive",
+    "recalibrated": "bayesify.recalibration",
     "temperature_scaled": "bayesify.evaluation.temperature",
     # likelihoods and priors
     "Likelihood": "bayesify.likelihoods",
@@ -93,11 +106,13 @@ _HOME = {
     "WeightDistribution": "bayesify.distributions.base",
     "MeanField": "bayesify.distributions.mean_field",
     "MatrixNormal": "bayesify.distributions.matrix_normal",
+    "LowRankParticles": "bayesify.distributions.low_rank_particles",
     "Particles": "bayesify.distributions.particles",
     "kl_divergence": "bayesify.distributions.kl",
     "negative_elbo": "bayesify.objective",
     "elbo_terms": "bayesify.objective",
     "member_losses": "bayesify.objective",
+    "svgd_": "bayesify.methods.interaction",
     # which weights
     "first_layer": "bayesify.weights.select",
     "last_layer": "bayesify.weights.select",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayesify.batches import first_example, split_batch, to_device
 from bayesify.callbacks import Callback
@@ -94,7 +94,8 @@ def fit(
             num_data=len(loader.dataset),  # type: ignore[arg-type]
             steps_per_epoch=steps,
             example=example,
-            inputs=lambda: _inputs(loader, next(model.parameters()).device),
+            inputs=lambda: (x for x, _ in _batches(loader, next(model.parameters()).device)),
+            batches=lambda: _batches(loader, next(model.parameters()).device),
             readout=readout,
             vectorize=can_vectorize(model) if vectorize is None else vectorize,
             generator=torch.Generator().manual_seed(seed),
@@ -172,8 +173,7 @@ def _train(
         with CostMeter(device) as cost:
             for epoch in range(run.epochs):
                 logs = []
-                for batch in loader:
-                    inputs, target = to_device(split_batch(batch), device)
+                for inputs, target in _batches(loader, device):
                     logs.append(run.step(inputs, target))
                     for callback in callbacks:
                         callback.on_step(logs[-1])
@@ -187,10 +187,12 @@ def _train(
     return run.posterior(), cost.seconds / run.epochs
 
 
-def _inputs(loader: torch.utils.data.DataLoader, device: torch.device) -> Iterator[Inputs]:
-    """The inputs of all batches."""
+def _batches(
+    loader: torch.utils.data.DataLoader, device: torch.device
+) -> Iterator[tuple[Inputs, Tensor]]:
+    """All batches, split, on the device."""
     for batch in loader:
-        yield to_device(split_batch(batch)[0], device)
+        yield to_device(split_batch(batch), device)
 
 
 def _means(logs: list[dict[str, float]]) -> dict[str, float]:

@@ -7,6 +7,7 @@ over many samples at once through `torch.vmap`, and never changed.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -65,6 +66,8 @@ def outputs(
     chunk_size: int | None = None,
     vectorize: bool = True,
     readout: Readout = read_tensor,
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    own_inputs: bool = False,
 ) -> Float[Tensor, "samples batch ..."]:
     """What the model returns under n weight samples of q; differentiable in q and in the inputs.
 
@@ -78,22 +81,27 @@ def outputs(
         vectorize: False runs the samples one after the other, for models that `torch.vmap`
             cannot run (recurrent layers, data-dependent branches).
         readout: Turns what the model returns into a tensor (B, ...).
+        within: Makes the context of each single call of the model, e.g. `Trunk.replay`.
+        own_inputs: Whether every sample has inputs of its own: a leading axis S on each tensor.
 
     Raises:
         UnsupportedModelError: when `torch.vmap` cannot run the model, or it is checkpointed.
     """
 
-    def call(draw_one: Draw) -> Tensor:
-        return _call(model, q.weights(draw_one), inputs, readout)
+    def call(one: Draw) -> Tensor:
+        draw_one, seen = one if own_inputs else (one, inputs)
+        weights = q.weights(draw_one)
+        with within():
+            return _call(model, weights, seen, readout)
 
     size = q.size(n)
     at_once = (size if chunk_size is None else min(chunk_size, size)) if vectorize else 1
-    with no_checkpointing():
-        results = [
-            _over_samples(call, part)
-            for draw in q.draws(n, max(at_once, DRAWN_AT_ONCE), generator=generator)
-            for part in _parts(draw, at_once)
-        ]
+    frozen_base = at_once == 1 and bool(q.perturbed)
+    with no_checkpointing(), frozen_layers() if frozen_base else nullcontext():
+        draws = q.draws(n, max(at_once, DRAWN_AT_ONCE), generator=generator)
+        if own_inputs:
+            draws = zip(draws, _parts(inputs, max(at_once, DRAWN_AT_ONCE)), strict=True)
+        results = [_over_samples(call, part) for draw in draws for part in _parts(draw, at_once)]
     return results[0] if len(results) == 1 else torch.cat(results)
 
 

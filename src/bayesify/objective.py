@@ -131,4 +131,4 @@ def member_losses(
     raw = outputs(
         model, q, inputs, chunk_size=chunk_size, vectorize=vectorize, readout=readout
     )  # (M, B, ...)
-    return -likelihood.log_prob(raw, target).mean(1)
+    return -likelihood.log_prob(raw, target).flatten(1).mean(1)

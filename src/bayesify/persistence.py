@@ -72,7 +72,7 @@ def save(
     parts = {"q": posterior.q.state_dict(), "likelihood": posterior.likelihood.state_dict()}
     if base:
         parts["base"] = posterior.base()
-    with _appearing(path) as folder:
+    with appearing(path) as folder:
         files = {}
         for part, tensors in parts.items():
             if tensors:
@@ -273,7 +273,7 @@ def _digest(named: Named) -> str:
 
 
 @contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
+def appearing(path: Path) -> Iterator[Path]:
     """A fresh folder to write into, which becomes `path` in one step when the block ends well."""
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
     try:
@@ -283,7 +283,7 @@ def _appearing(path: Path) -> Iterator[Path]:
         raise OptionError(f"cannot write to {path.parent} ({error.strerror}).") from error
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in filter(Path.is_file, temporary.rglob("*")):
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
         _put(temporary, path)

@@ -1,6 +1,9 @@
 """A fitted distribution with its model and likelihood: what `fit` returns."""
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +24,7 @@ from bayesify.forward import (
 from bayesify.likelihoods import Likelihood
 from bayesify.modes import evaluating
 from bayesify.predictive import Predictive
+from bayesify.trunk import Trunk
 from bayesify.types import Inputs, Named, Readout
 from bayesify.weights.named import buffers_of, count, weights_of
 
@@ -148,11 +152,13 @@ class WeightPosterior(Posterior):
     ) -> None:
         self.model = model
         self.q = q
+        q.attach_(weights_of(model))
         self.likelihood = likelihood
         self.readout = readout
         self.vectorize = can_vectorize(model) if vectorize is None else vectorize
         self.record = record
         self._activation_bytes: dict[Any, int] = {}
+        self._trunks: dict[Any, Trunk | None] = {}
 
     @property
     def device(self) -> torch.device:
@@ -172,6 +178,7 @@ class WeightPosterior(Posterior):
             if value is not None and value < 1:
                 raise OptionError(f"{name}={value}: expected at least 1.")
         x = to_device(x, self.device)
+        chunk_size = chunk_size or self._chunk_size(x)
         with evaluating(self.model):
             return outputs(
                 self.model,
@@ -179,9 +186,10 @@ class WeightPosterior(Posterior):
                 x,
                 num_samples,
                 generator=generator or torch.Generator().manual_seed(0),
-                chunk_size=chunk_size or self._chunk_size(x),
+                chunk_size=chunk_size,
                 vectorize=self.vectorize,
                 readout=self.readout,
+                within=self._within(x, self.q.size(num_samples), chunk_size),
             )
 
     def point(self) -> Named:
@@ -196,14 +204,21 @@ class WeightPosterior(Posterior):
 
     @property
     def stored_parameters(self) -> int:
-        """Numbers in q, in the likelihood, and in the weights that q leaves alone."""
+        """Numbers in q, in the likelihood, and in the weights that q does not replace."""
         return count(self.q.state_dict()) + count(self.likelihood.state_dict()) + count(self.base())
 
     def base(self) -> Named:
-        """The model's weights and buffers that q does not set."""
-        covered = set(self.q.names)
+        """The model's weights and buffers that q does not replace."""
+        covered = set(self.q.names) - set(self.q.perturbed)
         everything = weights_of(self.model) | buffers_of(self.model)
         return {name: each for name, each in everything.items() if name not in covered}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "WeightPosterior":
+        again = copy.copy(self)
+        memo[id(self)] = again
+        vars(again).update(copy.deepcopy(vars(self), memo))
+        again.q.attach_(weights_of(again.model))  # the copy's own network, held once
+        return again
 
     def __repr__(self) -> str:
         how = "at once" if self.vectorize else "one by one"
@@ -219,3 +234,16 @@ class WeightPosterior(Posterior):
         if shapes not in self._activation_bytes:
             self._activation_bytes[shapes] = activation_bytes(self.model, self.q, x)
         return default_chunk_size(self._activation_bytes[shapes], x, self.device)
+
+    def _within(self, x: Inputs, size: int, chunk_size: int) -> Callable[[], Any]:
+        """The context of each call of the model: what samples have in common is computed once.
+
+        One call for all samples does so by itself; and who differentiates needs the whole graph.
+        """
+        if (self.vectorize and chunk_size >= size) or size == 1 or torch.is_grad_enabled():
+            return nullcontext
+        shapes = tuple(each.shape[1:] for each in tensors_of(x))
+        if shapes not in self._trunks:
+            self._trunks[shapes] = Trunk.of(self.model, self.q.names, x)
+        trunk = self._trunks[shapes]
+        return nullcontext if trunk is None else trunk.shared(x)

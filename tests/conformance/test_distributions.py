@@ -13,12 +13,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bayesify import forward
 from bayesify.distributions import DISTRIBUTIONS, WeightDistribution
 from bayesify.distributions.kl import CLOSED_FORMS, kl_divergence
+from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
 from bayesify.priors import NormalPrior
-from bayesify.types import Named
+from bayesify.types import Draw, Named
 from bayesify.weights.named import buffers_of, copied, weights_of
+from bayesify.weights.structured import StructuredWeight
 
 from ..zoo import NETS, TiedNet
 
@@ -116,6 +118,22 @@ def particle_moments(q: Particles) -> tuple[Tensor, Tensor]:
     return members.mean(0), members.T.cov(correction=0)
 
 
+def low_rank_particles(model: nn.Module) -> LowRankParticles:
+    q = LowRankParticles.around(
+        model, members=3, rank=2, scale=0.5, buffers=list(buffers_of(model))
+    )
+    with torch.no_grad():
+        for each in q.parameters():
+            each.copy_(torch.randn_like(each))
+    return q
+
+
+def low_rank_moments(q: LowRankParticles) -> tuple[Tensor, Tensor]:
+    all_members = drawn(q, 1)
+    members = torch.cat([all_members[name].flatten(1) for name in q.perturbed], 1)  # (M, P)
+    return members.mean(0), members.T.cov(correction=0)
+
+
 @dataclass(frozen=True)
 class Case:
     """How to build a distribution around a model; its exact moments; its log density, if it has.
@@ -129,6 +147,7 @@ class Case:
 
 
 CASES = {
+    "LowRankParticles": Case(low_rank_particles, low_rank_moments),
     "MatrixNormal": Case(matrix_normal, matrix_normal_moments, matrix_normal_log_density),
     "MeanField": Case(mean_field, mean_field_moments, mean_field_log_density),
     "Particles": Case(particles, particle_moments),
@@ -141,7 +160,16 @@ def flat(named: Named) -> Tensor:
 
 def drawn(q: WeightDistribution, n: int, seed: int = 0) -> Named:
     """Weights of n samples, name -> (n, *shape)."""
-    return torch.vmap(q.weights)(q.sample(n, generator=torch.Generator().manual_seed(seed)))
+
+    def plain(draw_one: Draw) -> Named:
+        return dense(q.weights(draw_one))
+
+    return torch.vmap(plain)(q.sample(n, generator=torch.Generator().manual_seed(seed)))
+
+
+def dense(weights: Named) -> Named:
+    """Structured weights as the plain tensors that they stand for."""
+    return {n: e.dense() if isinstance(e, StructuredWeight) else e for n, e in weights.items()}
 
 
 def seeded() -> torch.Generator:
@@ -278,7 +306,7 @@ def test_the_state_comes_back_to_the_bit(name):
 def test_dtype_and_names_are_the_models(name, dtype):
     model = NETS["mlp"].model().to(dtype)
     q = CASES[name].build(model)
-    assert q.names == list(weights_of(model))
+    assert sorted(q.names) == sorted(weights_of(model))
     for key, each in drawn(q, 2).items():
         assert each.dtype == dtype
         assert each.shape[1:] == weights_of(model)[key].shape

@@ -250,7 +250,8 @@ def test_the_record_tells_how_it_was_fitted(name, posterior_of):
     assert (record.seed, record.num_data) == (0, 48)
     assert record.versions["bayesify"] == bayesify.__version__
     own = [entry for entry in record.history if entry["phase"] == type(METHODS[name]()).__name__]
-    assert [entry["epoch"] for entry in own] == [0, 1]
+    assert [entry["epoch"] for entry in own] == list(range(len(own)))
+    assert len(own) in (2, 6)  # two epochs, or two for each of three members
     assert all(math.isfinite(entry["loss"]) for entry in record.history)
     assert 0 < record.seconds_per_epoch * len(own) <= record.seconds
     json.dumps(record.to_json())

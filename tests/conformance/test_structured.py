@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bayesify.weights.gaussian import GaussianWeight
+from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import weights_of
 from bayesify.weights.structured import StructuredWeight
 from bayesify.weights.taped import Tape, TapedWeight
@@ -41,9 +42,20 @@ class ShiftedWeight(StructuredWeight):
         return self.base + 1
 
 
+def low_rank(base: Tensor, scale: float = 0.7) -> LowRankWeight:
+    generator = torch.Generator().manual_seed(3)
+    m, d = len(base), base[0].numel()
+    down, up = (torch.randn(each, generator=generator).to(base) for each in ((2, d), (m, 2)))
+    return LowRankWeight(base, down, up, scale)
+
+
 CASES = {
     "GaussianWeight": Case(
         lambda base: GaussianWeight(base, torch.zeros_like(base)), lambda base: base
+    ),
+    "LowRankWeight": Case(low_rank, lambda base: low_rank(base).dense()),
+    "LowRankWeight of rank 0 difference": Case(
+        lambda base: low_rank(base, scale=0.0), lambda base: base
     ),
     "ShiftedWeight": Case(ShiftedWeight, lambda base: base + 1),
     "TapedWeight": Case(lambda base: TapedWeight(base, "w", Tape([{}])), lambda base: base),
@@ -205,7 +217,7 @@ def test_what_multiplies_never_forms_the_weight(case, monkeypatch):
 
     monkeypatch.setattr(type(weight), "dense", refuse)
     F.linear(torch.randn(3, 4), weight)
-    nn.functional.conv1d(torch.randn(2, 4, 6), CASES[case].structured(torch.randn(5, 4, 2)))
+    F.conv1d(torch.randn(1, 4, 3), CASES[case].structured(torch.randn(5, 4, 2)))
     with pytest.raises(AssertionError, match="formed"):
         _ = weight.T
 

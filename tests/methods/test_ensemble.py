@@ -5,7 +5,8 @@ from torch import nn
 from bayesify import MAP, Ensemble, OptionError, fit, forward
 from bayesify.distributions.particles import Particles
 from bayesify.errors import UnsupportedModelError
-from bayesify.methods.ensemble import fresh_starts, train_members
+from bayesify.methods.fresh import fresh_starts
+from bayesify.methods.member_training import Training, train_members
 
 from ..zoo import NETS
 
@@ -13,7 +14,8 @@ from ..zoo import NETS
 def trained(net: str, starts: list[nn.Module], *, vectorize: bool) -> Particles:
     q = Particles.of_models(starts)
     problem = NETS[net].problem(vectorize=vectorize)
-    run = train_members(problem, q, epochs=4, lr=0.01, prior_scale=1.0)
+    problem.model.train()
+    run = train_members(problem, q, Training(epochs=4, lr=0.01, prior_scale=1.0))
     data = NETS[net].data()
     for step in range(12):
         rows = slice(16 * (step % 3), 16 * (step % 3) + 16)

@@ -4,11 +4,13 @@
 """
 
 from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
 
 DISTRIBUTIONS: dict[str, type[WeightDistribution]] = {
+    "LowRankParticles": LowRankParticles,
     "MatrixNormal": MatrixNormal,
     "MeanField": MeanField,
     "Particles": Particles,

@@ -29,6 +29,14 @@ class WeightDistribution(nn.Module, ABC):
     def names(self) -> list[str]:
         """Names of the weights (and buffers) that this distribution sets."""
 
+    @property
+    def perturbed(self) -> list[str]:
+        """Those of `names` whose value is read from the model and changed, not replaced."""
+        return []
+
+    def attach_(self, weights: Named) -> None:
+        """Take the values of the perturbed weights from here; memory is shared, not copied."""
+
     @abstractmethod
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Draw:
         """N samples, differentiable in the parameters. The first k of n are those of `sample(k)`.

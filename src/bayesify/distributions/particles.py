@@ -5,25 +5,26 @@ Stein variational gradient descent are its particles. Members hold the model's b
 every member needs batch-norm statistics of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Sequence
 from typing import Self
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
-from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.members import Members
+from bayesify.numerics.kernels import Coordinates, DenseCoordinates
 from bayesify.types import Named
 from bayesify.weights.named import buffers_of, copied, stacked, weights_of
 from bayesify.weights.store import Store, part
 
 
-class Particles(WeightDistribution):
+class Particles(Members):
     """M members.
 
     Args:
         weights: Name -> (M, *shape). Copied.
         buffers: Name -> (M, *shape), changed in place by layers in train mode. Copied.
+        frozen: Names of weights that are held, but not learnt.
 
     Example:
         >>> q = Particles.of_models([nn.Linear(2, 1), nn.Linear(2, 1)])
@@ -31,9 +32,11 @@ class Particles(WeightDistribution):
         torch.Size([2, 1, 2])
     """
 
-    def __init__(self, weights: Named, buffers: Named) -> None:
+    def __init__(self, weights: Named, buffers: Named, *, frozen: Collection[str] = ()) -> None:
         super().__init__()
         self.members = Store(copied(weights), trainable=True)
+        for name, each in self.members.named().items():
+            each.requires_grad_(name not in frozen)
         self.statistics = Store(copied(buffers), trainable=False)
 
     @classmethod
@@ -42,41 +45,47 @@ class Particles(WeightDistribution):
 
         Weights that the models have frozen (`requires_grad=False`) are held, but not learnt.
         """
-        q = cls(
+        return cls(
             stacked([weights_of(model) for model in models]),
             stacked([buffers_of(model) for model in models]),
+            frozen=[n for n, each in models[0].named_parameters() if not each.requires_grad],
         )
-        frozen = {name for name, each in models[0].named_parameters() if not each.requires_grad}
-        for name, member in q.members.named().items():
-            member.requires_grad_(name not in frozen)
-        return q
 
     @classmethod
     def from_state(cls, state: Named) -> Self:
         """The distribution whose `state_dict()` is `state`."""
         return cls(part(state, "members"), part(state, "statistics"))
 
+    @classmethod
+    def joined(cls, parts: Sequence["Particles"]) -> Self:
+        """The members of all `parts`, in order."""
+        weights, buffers = (
+            [getattr(each, field).named() for each in parts] for field in ("members", "statistics")
+        )
+        return cls(
+            {name: torch.cat([each[name] for each in weights]) for name in weights[0]},
+            {name: torch.cat([each[name] for each in buffers]) for name in buffers[0]},
+            frozen=parts[0].frozen,
+        )
+
+    @property
+    def frozen(self) -> list[str]:
+        """Names of weights that are held, but not learnt."""
+        return [n for n, each in self.members.named().items() if not each.requires_grad]
+
     @property
     def names(self) -> list[str]:
         """Names of all weights and buffers."""
-        return list(self._all())
+        return list(self.stacked())
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Named:
-        """All M members: name -> (M, *shape). `n` and `generator` do not matter."""
-        return self._all()
+    def stacked(self) -> Named:
+        """Name -> (M, *shape)."""
+        return self.members.named() | self.statistics.named()
 
-    def size(self, n: int) -> int:
-        """M."""
-        return len(next(iter(self.members.parameters())))
-
-    def draws(
-        self, n: int, chunk_size: int, *, generator: torch.Generator | None = None
-    ) -> Iterator[Named]:
-        """The members in slices; slices share memory, so that buffers are updated in place."""
-        everything = self._all()
-        for start in range(0, self.size(n), chunk_size):
-            stop = start + chunk_size
-            yield tree_map(lambda each, a=start, b=stop: each[a:b], everything)
+    def with_buffers(self, buffers: Named) -> Self:
+        """The same members with these buffers in the place of those they had."""
+        own = self.statistics.named() | buffers
+        return type(self)(self.members.named(), own, frozen=self.frozen)
 
     def weights(self, draw_one: Named) -> Named:
         """A member is in the weights' own coordinates already."""
@@ -86,8 +95,10 @@ class Particles(WeightDistribution):
         """The mean over members; integer buffers, which only count, are those of the first."""
         return {
             name: (each.mean(0) if each.is_floating_point() else each[0]).detach()
-            for name, each in self._all().items()
+            for name, each in self.stacked().items()
         }
 
-    def _all(self) -> Named:
-        return self.members.named() | self.statistics.named()
+    def coordinates(self, space: str = "product") -> list[Coordinates]:
+        """What members are compared in, by a kernel: the learnt weights, whatever `space` says."""
+        learnt = [each for each in self.members.parameters() if each.requires_grad]
+        return [DenseCoordinates(each) for each in learnt]

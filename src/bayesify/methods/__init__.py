@@ -2,10 +2,13 @@
 
 from bayesify.methods.bali import BALI
 from bayesify.methods.base import Method
+from bayesify.methods.bella import Bella
 from bayesify.methods.ensemble import Ensemble
+from bayesify.methods.fine_tuned_ensemble import FineTunedEnsemble
 from bayesify.methods.map import MAP
 from bayesify.methods.mean_field_vi import MeanFieldVI
 from bayesify.methods.stf import STF
+from bayesify.methods.svgd import SVGD
 
 METHODS: dict[str, type[Method]] = {
     "map": MAP,
@@ -13,4 +16,7 @@ METHODS: dict[str, type[Method]] = {
     "mean-field-vi": MeanFieldVI,
     "stf": STF,
     "bali": BALI,
+    "bella": Bella,
+    "svgd": SVGD,
+    "fine-tuned-ensemble": FineTunedEnsemble,
 }

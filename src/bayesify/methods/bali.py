@@ -38,7 +38,7 @@ from bayesify.distributions.matrix_normal import Layer, MatrixNormal
 from bayesify.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import Method, Problem
-from bayesify.methods.ensemble import fresh_starts
+from bayesify.methods.fresh import fresh_starts
 from bayesify.methods.layerwise import LayerwiseRun
 from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.learnt_layer import LearntLayer
@@ -150,6 +150,7 @@ class BALI(LayerwiseOptions):
             steps_per_epoch=1,
             example=example,
             inputs=lambda: iter([example]),
+            batches=lambda: iter(()),
             readout=posterior.readout,
             vectorize=posterior.vectorize,
             generator=torch.Generator().manual_seed(record.seed + 1),

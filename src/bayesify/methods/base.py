@@ -31,6 +31,8 @@ class Problem:
         example: Inputs of the first batch.
         inputs: Gives the inputs of all training batches, on the model's device, for a look at the
             data before the first step.
+        batches: Gives all training batches, inputs and targets, in an order of its own, for what
+            needs more passes than the run is fed with.
         readout: Turns what the model returns into a tensor.
         vectorize: Whether samples and members run at once.
         generator: Source of the run's noise.
@@ -42,6 +44,7 @@ class Problem:
     steps_per_epoch: int
     example: Inputs
     inputs: Callable[[], Iterator[Inputs]]
+    batches: Callable[[], Iterator[tuple[Inputs, Tensor]]]
     readout: Readout
     vectorize: bool
     generator: torch.Generator
@@ -120,6 +123,7 @@ class GradientRun:
         epochs: Passes over the data, the length of the schedule.
         steps_per_epoch: Batches in one.
         posterior: Builds the posterior from what has been learnt.
+        epoch_ended: Called after every epoch.
     """
 
     def __init__(
@@ -130,6 +134,7 @@ class GradientRun:
         epochs: int,
         steps_per_epoch: int,
         posterior: Callable[[], Posterior],
+        epoch_ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.epochs = epochs
         self._terms = terms
@@ -138,6 +143,7 @@ class GradientRun:
             optimiser, epochs * steps_per_epoch
         )
         self._posterior = posterior
+        self._epoch_ended = epoch_ended
         self._steps = 0
         self._last_loss: float | None = None
 
@@ -172,7 +178,8 @@ class GradientRun:
         return log
 
     def end_epoch(self, epoch: int) -> None:
-        """Nothing to do."""
+        """Tell whoever wanted to know."""
+        self._epoch_ended()
 
     def posterior(self) -> Posterior:
         """What has been learnt so far."""

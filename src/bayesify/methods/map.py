@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bayesify.distributions.particles import Particles
 from bayesify.methods.base import GradientRun, Problem
-from bayesify.methods.ensemble import train_members
+from bayesify.methods.member_training import Training, train_members
 from bayesify.options import check_options, option, register
 
 
@@ -42,6 +42,5 @@ class MAP:
     def start(self, problem: Problem) -> GradientRun:
         """Train from the weights the model has."""
         q = Particles.of_models([problem.model])
-        return train_members(
-            problem, q, epochs=self.epochs, lr=self.lr, prior_scale=self.prior_scale
-        )
+        problem.model.train()
+        return train_members(problem, q, Training(self.epochs, self.lr, self.prior_scale))

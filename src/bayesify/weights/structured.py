@@ -1,15 +1,16 @@
 """A weight that can act on an input without being formed.
 
 A `StructuredWeight` is put in the place of an ordinary weight by `functional_call`. Where the model
-multiplies by it (linear, convolution), it acts in its own, faster way; to every other operation it
-turns itself into the plain tensor `dense()`. So it is fast where we know a faster way and right
-everywhere else: transposed use, attention, tied use.
+multiplies by it (linear, convolution) or looks rows of it up, it acts in its own, faster way; to
+every other operation it turns itself into the plain tensor `dense()`. So it is fast where we know a
+faster way and right everywhere else: transposed use, attention, tied use.
 
 Only the metadata listed in `METADATA` is answered without `dense()`. Anything else that bypassed
 it (`.T`, say) would silently see the underlying tensor instead of the weight.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,8 +18,27 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-Operation = Callable[..., Tensor]
-"""`op(x, weight, bias=None)`: F.linear or a convolution with its other options bound."""
+
+@dataclass(frozen=True)
+class Operation:
+    """What is linear in the weight, with everything bound but input, weight and bias.
+
+    Attributes:
+        func: F.linear, a convolution, or torch.addmm, for a weight (in, out) on the right.
+        rest: Its further positional arguments.
+        named: Its further arguments by keyword.
+    """
+
+    func: Callable[..., Tensor]
+    rest: tuple[Any, ...] = ()
+    named: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Apply it."""
+        if self.func is torch.addmm:
+            return x @ weight if bias is None else torch.addmm(bias, x, weight)
+        return self.func(x, weight, bias, *self.rest, **self.named)
+
 
 ACTING = {
     F.linear,
@@ -44,6 +64,10 @@ class StructuredWeight(Tensor):
         """`op(x, self, bias)` without forming the weight."""
         raise NotImplementedError
 
+    def look_up(self, indices: Tensor, padding: int | None) -> Tensor:
+        """Rows of the weight; those at the index `padding` have no gradient."""
+        return F.embedding(indices, self.dense(), padding)
+
     def dense(self) -> Tensor:
         """The weight as a plain tensor, (out, in, *kernel)."""
         raise NotImplementedError
@@ -63,11 +87,13 @@ class StructuredWeight(Tensor):
         if func in ACTING:
             x, weight, bias, rest, named = _arguments(*args, **kwargs)
             if isinstance(weight, StructuredWeight) and not isinstance(x, StructuredWeight):
-
-                def op(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-                    return func(x, weight, bias, *rest, **named)
-
-                return weight.act(op, x, bias)
+                return weight.act(Operation(func, rest, named), x, bias)
+        if func is torch.addmm and not kwargs and isinstance(args[2], StructuredWeight):
+            bias, x, weight = args
+            if not isinstance(x, StructuredWeight) and bias.ndim == 1:
+                return weight.act(Operation(func), x, bias)
+        if func is F.embedding and _is_table(*args, **kwargs):
+            return _looked_up(*args, **kwargs)
         return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
 
 
@@ -79,3 +105,24 @@ def _arguments(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **named: Any
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Any, ...], dict[str, Any]]:
     return input, weight, bias, rest, named
+
+
+def _is_table(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> bool:
+    """Whether rows are looked up in a structured weight, and nothing else is asked for."""
+    plain = max_norm is None and not scale_grad_by_freq and not sparse
+    return isinstance(weight, StructuredWeight) and plain
+
+
+def _looked_up(
+    input: Tensor, weight: StructuredWeight, padding_idx: int | None = None, *_: Any, **__: Any
+) -> Tensor:
+    padding = padding_idx % len(weight) if padding_idx is not None else None
+    return weight.look_up(input, padding)

@@ -1,0 +1,208 @@
+"""Judging what was adapted from one checkpoint: every member's outputs are kept, and read later.
+
+A cell (arm, seed) is a file of logits (M, N, C) on each evaluation set. From it any number of its
+members is judged: accuracy, NLL, ECE (15 bins), and NLL and ECE after one temperature, which is
+fitted on held-out training data. Differences between two arms are paired by seed and by example.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import bayesify
+from bayesify.batches import split_batch
+from bayesify.cost import CostMeter
+from bayesify.evaluation.calibration import fit_temperature
+from bayesify.evaluation.metrics import accuracy, ece, nll
+from bayesify.loading import as_loader
+
+
+@torch.no_grad()
+def logits_of(posterior: Any, data: Any, batch_size: int = 200) -> Tensor:
+    """What every member returns for all examples, (M, N, C)."""
+    parts = [
+        posterior.outputs(split_batch(batch)[0])
+        for batch in as_loader(data, batch_size=batch_size, shuffle=False)
+    ]
+    return torch.cat(parts, 1)
+
+
+def keep(folder: Path, arm: str, seed: int, logits: dict[str, Tensor], facts: dict) -> None:
+    """Write one cell."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{arm}-{seed}.safetensors"
+    partial = file.with_suffix(".partial")
+    save_file({n: e.contiguous() for n, e in logits.items()}, partial, {"facts": json.dumps(facts)})
+    partial.rename(file)
+
+
+def is_done(folder: Path, arm: str, seed: int) -> bool:
+    """Whether the cell is there."""
+    return (folder / f"{arm}-{seed}.safetensors").exists()
+
+
+def read(folder: Path, arm: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A cell's logits by evaluation set, and its facts."""
+    file = folder / f"{arm}-{seed}.safetensors"
+    with safe_open(file, "pt") as opened:
+        facts = json.loads(opened.metadata()["facts"])
+    return load_file(file), facts
+
+
+def run(
+    arm: str,
+    method: Any,
+    seed: int,
+    net: torch.nn.Module,
+    sets: dict[str, Any],
+    batch_size: int,
+    folder: Path,
+) -> None:
+    """Fit one cell and keep its outputs on all sets but the one that is learnt from."""
+    with CostMeter(torch.device("cpu")) as cost:
+        posterior = bayesify.fit(net, sets["train"], method, seed=seed, batch_size=batch_size)
+    facts = {
+        "arm": arm,
+        "seed": seed,
+        "seconds": cost.seconds,
+        "trainable": posterior.trainable_parameters,
+        "members": posterior.q.size(1),
+        "options": posterior.record.options if posterior.record else None,
+    }
+    logits = {name: logits_of(posterior, each) for name, each in sets.items() if name != "train"}
+    keep(folder, arm, seed, logits, facts)
+    print(json.dumps({n: facts[n] for n in ("arm", "seed", "seconds", "trainable")}), flush=True)
+
+
+def on_held_out(
+    method: Any, net: torch.nn.Module, sets: dict[str, Any], batch_size: int
+) -> dict[str, float]:
+    """The first member, judged on one half of the held-out set; the other sets the temperature."""
+    start = time.perf_counter()
+    posterior = bayesify.fit(net, sets["train"], method, seed=0, batch_size=batch_size)
+    held, y = averaged(logits_of(posterior, sets["held out"]), [0]), sets["held out"].y
+    half = len(held) // 2
+    found = judge(held[half:], y[half:], (held[:half], y[:half]))
+    return found | {"seconds": time.perf_counter() - start}
+
+
+def report(
+    folder: Path, seeds: list[int], sets: dict[str, Any], judged: list[str]
+) -> dict[str, Any]:
+    """Every arm at every number of members, on the sets `judged`; means and errors over seeds."""
+    table: dict[str, Any] = {}
+    rows: dict[str, dict[str, list[Any]]] = {name: {} for name in judged}
+    for arm in sorted({file.stem.rsplit("-", 1)[0] for file in folder.glob("*.safetensors")}):
+        every = [read(folder, arm, seed) for seed in seeds if is_done(folder, arm, seed)]
+        most = max(facts["members"] for _, facts in every)
+        for members in [each for each in (1, 3, 5, 10) if each <= most]:
+            cells = [cell for cell in every if cell[1]["members"] >= members]
+            facts, key = cells[0][1], f"{arm} x{members}"
+            table[key] = {
+                "seeds": len(cells),
+                "trainable per member": facts["trainable"] / facts["members"],
+                "members and seconds of the cell": [
+                    (facts["members"], round(facts["seconds"])) for _, facts in cells
+                ],
+            }
+            for name in judged:
+                found, examples = _of_cells(cells, name, members, sets)
+                table[key][name] = {
+                    metric: mean_and_error([each[metric] for each in found]) for metric in found[0]
+                }
+                rows[name][key] = examples
+    pairs = {
+        f"{name}: {first} - {second}": {
+            metric: [round(each, 4) for each in values]
+            for metric, values in paired(examples, by_arm[second]).items()
+        }
+        for name, by_arm in rows.items()
+        for first, examples in by_arm.items()
+        for second in ("dense x3", "dense x1", "bella x3")
+        if first != second and second in by_arm
+    }
+    return {"table": table, "paired (mean, s.e. over seeds, over examples)": pairs}
+
+
+def _of_cells(
+    cells: list[tuple[dict[str, Tensor], dict[str, Any]]],
+    name: str,
+    members: int,
+    sets: dict[str, Any],
+) -> tuple[list[dict[str, float]], list[dict[str, Tensor]]]:
+    found, examples = [], []
+    for logits, _ in cells:
+        held = averaged(logits["held out"], range(members)), sets["held out"].y
+        predictive = averaged(logits[name], range(members))
+        found.append(judge(predictive, sets[name].y, held))
+        examples.append(per_example(predictive, sets[name].y, held))
+    return found, examples
+
+
+def mean_and_error(values: list[float]) -> list[float]:
+    """Over seeds."""
+    each = torch.tensor(values, dtype=torch.float64)
+    error = (each.std() / len(each) ** 0.5).item() if len(each) > 1 else math.nan
+    return [round(each.mean().item(), 4), round(error, 4)]
+
+
+def averaged(logits: Tensor, members: Iterable[int] | None = None) -> Tensor:
+    """Log of the mean over members of the probabilities, (N, C), in double precision."""
+    chosen = logits if members is None else logits[list(members)]
+    log_probs = chosen.double().log_softmax(-1)
+    return log_probs.logsumexp(0) - math.log(len(log_probs))
+
+
+def judge(log_probs: Tensor, target: Tensor, held_out: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Numbers of one predictive, with and without a temperature fitted on `held_out`."""
+    temperature = fit_temperature(*held_out)
+    scaled = (log_probs / temperature).log_softmax(1)
+    probs, after = log_probs.exp(), scaled.exp()
+    return {
+        "accuracy": accuracy(probs, target),
+        "nll": nll(probs, target),
+        "ece": ece(probs, target),
+        "temperature": temperature,
+        "nll_ts": nll(after, target),
+        "ece_ts": ece(after, target),
+    }
+
+
+def per_example(
+    log_probs: Tensor, target: Tensor, held_out: tuple[Tensor, Tensor]
+) -> dict[str, Tensor]:
+    """Of every example: whether it was right, its NLL, and that after the temperature."""
+    scaled = (log_probs / fit_temperature(*held_out)).log_softmax(1)
+    rows = torch.arange(len(target))
+    return {
+        "accuracy": (log_probs.argmax(1) == target).double(),
+        "nll": -log_probs[rows, target],
+        "nll_ts": -scaled[rows, target],
+    }
+
+
+def paired(
+    first: list[dict[str, Tensor]], second: list[dict[str, Tensor]]
+) -> dict[str, tuple[float, float, float]]:
+    """Mean of first - second over seeds; its standard error over seeds; and that over examples.
+
+    Over the seeds that both have, counted from the first.
+    """
+    found = {}
+    for name in first[0]:
+        each = torch.stack([a[name] - b[name] for a, b in zip(first, second, strict=False)])
+        by_seed, by_example = each.mean(1), each.mean(0)
+        found[name] = (
+            by_seed.mean().item(),
+            (by_seed.std() / len(by_seed) ** 0.5).item() if len(by_seed) > 1 else math.nan,
+            (by_example.std() / len(by_example) ** 0.5).item(),
+        )
+    return found

@@ -1,0 +1,138 @@
+"""ResNet-20 adapted to the JPEG images of CIFAR-10: Bella beside fine-tuned dense ensembles.
+
+    python benchmarks/bella_shift.py --images DIR --weights FILE --lossless FILE --out runs/shift
+    python benchmarks/bella_shift.py ... --report            # the tables, from what is there
+    python benchmarks/bella_shift.py ... --tune              # on held-out training images only
+
+DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg; FILE the weights of a ResNet-20 trained on the
+lossless CIFAR-10 (safetensors), and `x_test, y_test` of lossless images (npz). 10,000 training
+images, drawn once, are learnt from; 2,000 others are held out for temperatures and for choosing
+options. Images are cropped and flipped as in the network's own training: black padding, before the
+normalisation. Members are cut from one cell: the first three of ten are an ensemble of three.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import adapted
+import numpy as np
+import torch
+from PIL import Image
+
+import bayesify
+from bayesify import models
+from bayesify.data.augment import CropAndFlip
+from bayesify.data.cifar import NORMALISE
+from bayesify.data.parts import Examples
+
+TRAIN, HELD_OUT, BATCH, EPOCHS = 10_000, 2_000, 64, 2
+TEN, THREE = 10, 3
+
+NORMS = {"pretrain": None, "epochs": EPOCHS, "batch_norm": "frozen"}
+ARMS: dict[str, Any] = {
+    "dense": lambda: bayesify.FineTunedEnsemble(
+        pretrain=None, members=THREE, epochs=EPOCHS, lr=1e-3
+    ),
+    "bella": lambda: bayesify.Bella(**NORMS, members=TEN, rank=1, lr=5e-3),
+    "bella-svgd": lambda: bayesify.Bella(
+        **NORMS, members=THREE, rank=1, lr=5e-3, interaction="svgd"
+    ),
+}
+
+
+def main() -> None:
+    """Fit what is missing, or report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--lossless", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--tune", action="store_true")
+    options = parser.parse_args()
+    seeds = [int(each) for each in options.seeds.split(",")]
+    if options.tune:
+        tune(options)
+        return
+    sets = read_sets(options)
+    if not options.report:
+        for seed in seeds:
+            for arm in options.arms.split(","):
+                if not adapted.is_done(options.out, arm, seed):
+                    net = pretrained(options.weights)
+                    adapted.run(arm, ARMS[arm](), seed, net, sets, BATCH, options.out)
+    print(json.dumps(adapted.report(options.out, seeds, sets, ["jpeg", "lossless"]), indent=1))
+
+
+def tune(options: argparse.Namespace) -> None:
+    """On 4,000 images, the first member judged on the images that are held out."""
+    sets = read_sets(options, train=4_000)
+    one = {"pretrain": None, "epochs": EPOCHS, "members": 1}
+    settings: dict[str, Any] = {}
+    for batch_norm in ("frozen", "moving"):
+        for lr in (3e-4, 1e-3):
+            settings[f"dense {lr} {batch_norm}"] = bayesify.FineTunedEnsemble(
+                **one | {"members": 2}, lr=lr, batch_norm=batch_norm
+            )
+        for lr in (2e-3, 5e-3, 1e-2):
+            settings[f"bella {lr} {batch_norm}"] = bayesify.Bella(
+                **one, rank=1, lr=lr, batch_norm=batch_norm
+            )
+    settings["bella 0.005 frozen, recalibrated first"] = bayesify.Bella(
+        **one, rank=1, lr=5e-3, recalibrate=True
+    )
+    settings["bella 0.005 frozen, no vectors"] = bayesify.Bella(
+        **one, rank=1, lr=5e-3, vectors=False
+    )
+    for label, method in settings.items():
+        found = adapted.on_held_out(method, pretrained(options.weights), sets, BATCH)
+        print(label, {n: round(v, 4) for n, v in found.items()}, flush=True)
+
+
+def pretrained(weights: Path) -> torch.nn.Module:
+    """The published ResNet-20."""
+    net = models.build("resnet20", (3, 32, 32), 10)
+    models.load_weights(net, weights)
+    return net
+
+
+def read_sets(options: argparse.Namespace, *, train: int = TRAIN) -> dict[str, Examples]:
+    """Training, held-out and test images."""
+    x, y = decoded(options.images, "train")
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    learnt, held = order[:train], order[TRAIN : TRAIN + HELD_OUT]
+    x_test, y_test = decoded(options.images, "test")
+    lossless = np.load(options.lossless)
+    return {
+        "train": Examples(x[learnt], y[learnt], NORMALISE, CropAndFlip()),
+        "held out": Examples(x[held], y[held], NORMALISE),
+        "jpeg": Examples(x_test, y_test, NORMALISE),
+        "lossless": Examples(
+            torch.from_numpy(lossless["x_test"]),
+            torch.from_numpy(lossless["y_test"]).long(),
+            NORMALISE,
+        ),
+    }
+
+
+def decoded(folder: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images of a part as bytes (N, 3, 32, 32); decoded once, kept beside the folder."""
+    cache = folder / f"{part}.npz"
+    if not cache.exists():
+        classes = sorted(each.name for each in (folder / part).iterdir() if each.is_dir())
+        images, labels = [], []
+        for number, name in enumerate(classes):
+            for file in sorted((folder / part / name).glob("*.jpg")):
+                images.append(np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1))
+                labels.append(number)
+        np.savez(cache, x=np.stack(images), y=np.asarray(labels))
+    stored = np.load(cache)
+    return torch.from_numpy(stored["x"]), torch.from_numpy(stored["y"]).long()
+
+
+if __name__ == "__main__":
+    main()

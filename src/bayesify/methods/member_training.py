@@ -1,0 +1,266 @@
+"""Training M members together, alone or under Stein variational gradient descent.
+
+    loss = sum_m [ mean_b -log p(y_b | x_b, w_m)  -  log p(w_m) / N ],    p(w) = N(0, prior_scale^2)
+
+The members' losses are summed, never the loss of averaged outputs: the gradient of the sum with
+respect to member m is that of its own loss. Independent members get the log prior as the
+optimiser's decay 1 / (N prior_scale^2), whose gradient is the same; under SVGD it is part of the
+gradients that the kernel mixes. With kernel="function" the direction is taken in the space of the
+outputs on the batch (Wang et al. 2019, arXiv 1902.09754), and carried back by each member's own
+Jacobian; the prior stays with the weights.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from bayesify.distributions.low_rank_particles import LowRankParticles
+from bayesify.distributions.particles import Particles
+from bayesify.errors import UnsupportedModelError
+from bayesify.feature_cache import FeatureCache
+from bayesify.forward import activation_bytes, default_chunk_size, outputs
+from bayesify.methods.base import GradientRun, Problem, adam
+from bayesify.methods.interaction import clip_members_, svgd_
+from bayesify.numerics.kernels import DenseCoordinates
+from bayesify.numerics.svgd import svgd_direction
+from bayesify.posterior import WeightPosterior
+from bayesify.trunk import Trunk
+from bayesify.types import Inputs
+
+T = TypeVar("T")
+
+LIKELIHOOD_RATE = 10
+"""Learning rate of the likelihood's own numbers (a log scale), in units of that of the weights: it
+may have nats to go where weights have hundredths, and few steps on small data.
+"""
+
+INDEPENDENT = "none"
+"""The kernel of members that do not see each other."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How members are trained.
+
+    Attributes:
+        epochs: Passes over the data.
+        lr: Initial learning rate of Adam; it falls to zero along a cosine.
+        prior_scale: Standard deviation of the prior on every learnt number.
+        kernel: "none", or of SVGD: in weights "product" or "factor", in outputs "function".
+        temperature: T, of SVGD's repulsion.
+        clip: Largest norm of a member's gradient; None: any.
+        rates: Learning rates of the members in units of `lr`; empty: all 1.
+        decay: Decoupled weight decay, of AdamW; no prior corresponds to it.
+        own_batches: Whether each member learns from batches of its own, in an order of its own.
+        cache_features: Whether what comes before the first weight that is learnt is kept across
+            epochs.
+    """
+
+    epochs: int
+    lr: float
+    prior_scale: float
+    kernel: str = INDEPENDENT
+    temperature: float = 1.0
+    clip: float | None = None
+    rates: tuple[float, ...] = ()
+    decay: float = 0.0
+    own_batches: bool = False
+    cache_features: bool = False
+
+
+def train_members(
+    problem: Problem, q: Particles | LowRankParticles, training: Training
+) -> GradientRun:
+    """A run that trains the members of q, in the mode that the model is in."""
+    learnt = [each for each in q.parameters() if each.requires_grad]
+    if not learnt:
+        raise UnsupportedModelError(
+            f"every weight of {type(problem.model).__name__} is frozen (requires_grad=False), so "
+            f"there is nothing to train; unfreeze some, or start from the trained network with "
+            f"`pretrain=None`."
+        )
+    objective = _Objective(problem, q, training)
+    in_weights = training.kernel not in (INDEPENDENT, "function")
+    share = 1 / (problem.num_data * training.prior_scale**2)
+    if training.kernel == "function":
+        share /= q.size(1)  # as the direction is divided by M
+    explicit = in_weights or training.decay > 0  # the prior's gradient, at the weights as they are
+    noise = list(problem.likelihood.parameters())
+    optimiser = adam(
+        [
+            {"params": learnt, "lr": training.lr},
+            {"params": noise, "lr": LIKELIHOOD_RATE * training.lr, "weight_decay": 0.0},
+        ],
+        weight_decay=0.0 if explicit else share,
+    )
+
+    @torch.no_grad()
+    def before(*_: Any) -> None:
+        if explicit:
+            _add_decay_(learnt, share)
+        if in_weights:
+            svgd_(
+                q,
+                num_data=problem.num_data,
+                temperature=training.temperature,
+                kernel=training.kernel,
+            )
+        if training.clip is not None:
+            clip_members_(learnt, training.clip)
+        if training.decay:
+            for each in learnt:
+                each.mul_(1 - optimiser.param_groups[0]["lr"] * training.decay)
+
+    if training.rates:
+        _slow_down(optimiser, learnt, training.rates)  # before the decay, which it slows down too
+    optimiser.register_step_pre_hook(before)
+    return GradientRun(
+        objective,
+        optimiser,
+        epochs=training.epochs,
+        steps_per_epoch=problem.steps_per_epoch,
+        posterior=lambda: WeightPosterior(
+            problem.model,
+            q,
+            problem.likelihood,
+            readout=problem.readout,
+            vectorize=problem.vectorize,
+        ),
+        epoch_ended=objective.epoch_ended,
+    )
+
+
+class _Objective:
+    """The sum of the members' losses on a batch, as a run logs and descends it."""
+
+    def __init__(
+        self, problem: Problem, q: Particles | LowRankParticles, training: Training
+    ) -> None:
+        self.problem, self.q, self.training = problem, q, training
+        self.chunk_size = default_chunk_size(
+            activation_bytes(problem.model, q, problem.example),
+            problem.example,
+            next(q.parameters()).device,
+        )
+        self.cache, self.trunk = self._shared()
+        self.others: list[Iterator[tuple[Inputs, Tensor]]] = []
+
+    def __call__(self, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
+        own = self.training.own_batches
+        if own:
+            inputs, target = self._with_own_batches(inputs, target)
+        raw = outputs(
+            self.problem.model,
+            self.q,
+            inputs,
+            chunk_size=self.chunk_size,
+            vectorize=self.problem.vectorize,
+            readout=self.problem.readout,
+            within=nullcontext if own else self._within(inputs),
+            own_inputs=own,
+        )  # (M, B, ...)
+        losses = self._losses(raw, target)
+        loss = losses.sum()
+        if self.training.kernel == "function":
+            loss = self._in_function_space(raw, target, loss)
+        return {"loss": loss, "nll": losses.detach().mean()}
+
+    def _losses(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Of each member, nats per example."""
+        log_prob = self.problem.likelihood.log_prob
+        if not self.training.own_batches:
+            return -log_prob(raw, target).flatten(1).mean(1)
+        folded = log_prob(raw.flatten(0, 1).unsqueeze(0), target.flatten(0, 1))[0]
+        return -folded.view(len(raw), -1).mean(1)
+
+    def _with_own_batches(self, inputs: Inputs, target: Tensor) -> tuple[Inputs, Tensor]:
+        """The batch for the first member, and one for each other; a leading axis M on all."""
+        if not self.others:
+            passes = (repeatedly(self.problem.batches) for _ in range(self.q.size(1) - 1))
+            self.others = list(passes)
+        batches = [(inputs, target), *(next(each) for each in self.others)]
+        size = min(len(each) for _, each in batches)  # a loader of the user's may vary them
+        cut = [tree_map(lambda each: each[:size], batch) for batch in batches]
+        return tree_map(lambda *each: torch.stack(each), *cut)
+
+    def epoch_ended(self) -> None:
+        self.others = []
+        if self.cache is not None:
+            self.cache.end_epoch()
+
+    def _in_function_space(self, raw: Tensor, target: Tensor, loss: Tensor) -> Tensor:
+        """A number of the value of `loss`, whose gradient is SVGD's direction for the outputs."""
+        (slope,) = torch.autograd.grad(loss, raw, retain_graph=True)
+        ((direction,),) = svgd_direction(
+            [DenseCoordinates(raw.detach())],
+            [(slope,)],
+            repulsion=self.training.temperature / self.problem.num_data,
+        )
+        moved = (raw * direction).sum()
+        own = -self.problem.likelihood.log_prob(raw.detach(), target).flatten(1).mean(1).sum()
+        return moved - moved.detach() + own  # `own` moves the likelihood's numbers alone
+
+    def _shared(self) -> tuple[FeatureCache | None, Trunk | None]:
+        problem, q = self.problem, self.q
+        at_once = problem.vectorize and self.chunk_size >= q.size(1)
+        if self.training.own_batches:
+            return None, None
+        if at_once and not self.training.cache_features:
+            return None, None  # one call computes what the members share once by itself
+        trunk = Trunk.of(problem.model, q.names, problem.example)
+        if not self.training.cache_features:
+            return None, trunk
+        if trunk is None:
+            raise UnsupportedModelError(
+                f"cache_features=True: {type(problem.model).__name__} computes nothing before the "
+                f"first weight that is learnt that could be kept; choose weights of its last "
+                f"blocks with `where`, or leave cache_features out."
+            )
+        return FeatureCache(trunk, num_data=problem.num_data), trunk
+
+    def _within(self, inputs: Inputs) -> Callable[[], Any]:
+        if self.trunk is None:
+            return nullcontext
+        if self.cache is None:
+            return self.trunk.shared(inputs)
+        trunk, features = self.trunk, self.cache.cache(inputs)
+        return lambda: trunk.replay(features)
+
+
+def repeatedly(passes: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """One pass after the other, without end."""
+    while True:
+        yield from passes()
+
+
+def _add_decay_(learnt: list[nn.Parameter], share: float) -> None:
+    for each in learnt:
+        each.grad = each * share if each.grad is None else each.grad.add_(each, alpha=share)
+
+
+def _slow_down(
+    optimiser: torch.optim.Optimizer, learnt: list[nn.Parameter], rates: tuple[float, ...]
+) -> None:
+    """Let a step take each member `rates` of the way; Adam knows no rates within a tensor."""
+    held: list[Tensor] = []
+
+    def before(*_: Any) -> None:
+        held[:] = [each.detach().clone() for each in learnt]
+
+    def after(*_: Any) -> None:
+        with torch.no_grad():
+            for each, start in zip(learnt, held, strict=True):
+                rate = (
+                    torch.tensor(rates, dtype=torch.float64)
+                    .to(each)
+                    .view(-1, *[1] * (each.ndim - 1))
+                )
+                each.copy_(torch.lerp(start, each, rate))
+
+    optimiser.register_step_pre_hook(before)
+    optimiser.register_step_post_hook(after)

@@ -1,0 +1,66 @@
+"""Batch norm's statistics of every member, estimated anew under its own weights."""
+
+import torch
+
+from bayesify.batch_norm import averaging, statistics_of
+from bayesify.batches import split_batch, to_device
+from bayesify.distributions.members import Members
+from bayesify.errors import UnsupportedModelError
+from bayesify.forward import outputs
+from bayesify.loading import Data, as_loader
+from bayesify.modes import seeded
+from bayesify.posterior import WeightPosterior
+from bayesify.weights.named import buffers_of
+
+
+def recalibrated(
+    posterior: WeightPosterior, data: Data, *, batch_size: int = 256
+) -> WeightPosterior:
+    """The same members with statistics of their own, averages over the batches of `data`.
+
+    Args:
+        posterior: Of a finite set of members; it does not change.
+        data: A loader with the augmentation and normalisation of the network's own training:
+            statistics of inputs prepared otherwise cost accuracy. One pass for each member.
+        batch_size: Where `data` is no loader.
+
+    Raises:
+        UnsupportedModelError: no finite set of members, or no batch norm.
+
+    Example:
+        >>> from bayesify import MAP, fit
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+        >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
+        >>> again = recalibrated(fit(net, (x, y), MAP(epochs=1)), (x, y), batch_size=64)
+        >>> torch.allclose(again.point()["1.running_mean"], net[0](x).mean(0), atol=0.1)
+        True
+    """
+    q, model = posterior.q, posterior.model
+    if not isinstance(q, Members):
+        raise UnsupportedModelError(
+            f"recalibrated: expected a finite set of members (an ensemble, Bella, SVGD), got "
+            f"{type(q).__name__}, whose samples are as many as one likes."
+        )
+    with averaging(model), torch.no_grad(), seeded(0, model):
+        start = {name: buffers_of(model)[name] for name in statistics_of(model)}
+        again = q.with_buffers(
+            {
+                name: (torch.ones if name.endswith("var") else torch.zeros)(
+                    q.size(1), *each.shape, dtype=each.dtype, device=each.device
+                )
+                for name, each in start.items()
+            }
+        )
+        again.attach_(dict(model.named_parameters()))
+        for batch in as_loader(data, batch_size=batch_size, shuffle=True):
+            inputs = to_device(split_batch(batch)[0], posterior.device)
+            outputs(model, again, inputs, vectorize=False, readout=posterior.readout)
+    return WeightPosterior(
+        model,
+        again,
+        posterior.likelihood,
+        readout=posterior.readout,
+        vectorize=posterior.vectorize,
+        record=posterior.record,
+    )
