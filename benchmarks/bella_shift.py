@@ -35,7 +35,7 @@ ARMS: dict[str, Any] = {
     "dense": lambda: bayesify.FineTunedEnsemble(
         pretrain=None, members=THREE, epochs=EPOCHS, lr=1e-3
     ),
-    "bella": lambda: bayesify.Bella(**NORMS, members=TEN, rank=1, lr=5e-3),
+    "bella": lambda: bayesify.Bella(**NORMS, members=TEN, rank=1, lr=5e-3, noise=0.2),
     "bella-svgd": lambda: bayesify.Bella(
         **NORMS, members=THREE, rank=1, lr=5e-3, interaction="svgd"
     ),

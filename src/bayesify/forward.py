@@ -95,8 +95,10 @@ def outputs(
             return _call(model, weights, seen, readout)
 
     size = q.size(n)
+    if own_inputs and not isinstance(inputs, Tensor):
+        vectorize = False  # a mask that differs between samples is a branch on data to many models
     at_once = (size if chunk_size is None else min(chunk_size, size)) if vectorize else 1
-    frozen_base = at_once == 1 and bool(q.perturbed)
+    frozen_base = at_once == 1 and bool(q.perturbed) and torch.is_grad_enabled()
     with no_checkpointing(), frozen_layers() if frozen_base else nullcontext():
         draws = q.draws(n, max(at_once, DRAWN_AT_ONCE), generator=generator)
         if own_inputs:

@@ -81,7 +81,7 @@ class Bella:
     )
     scale: float = option(1.0, help="multiplies the product of the factors", above=0)
     noise: float = option(
-        0.01, help="rms of the first differences, relative to each matrix", at_least=0
+        0.1, help="rms of the first differences, relative to each matrix", at_least=0
     )
     vectors: bool = option(True, help="whether biases and gains of norms are learnt, in full")
     heads: Where | None = option(
