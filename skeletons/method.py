@@ -17,7 +17,6 @@ from bayesify.distributions.particles import Particles
 from bayesify.methods.base import GradientRun, Method, Problem, adam
 from bayesify.objective import member_losses
 from bayesify.options import check_options, option, register
-from bayesify.posterior import WeightPosterior
 from bayesify.types import Inputs
 
 
@@ -49,11 +48,5 @@ class Name:
             adam(groups),
             epochs=self.epochs,
             steps_per_epoch=problem.steps_per_epoch,
-            posterior=lambda: WeightPosterior(
-                problem.model,
-                q,
-                problem.likelihood,
-                readout=problem.readout,
-                vectorize=problem.vectorize,
-            ),
+            posterior=lambda: problem.posterior(q),
         )

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bayesify.errors import UnsupportedModelError
 from bayesify.modes import evaluating
 from bayesify.types import Inputs
-from bayesify.weights.trace import call_arguments
+from bayesify.weights.trace import call
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -75,5 +75,4 @@ def recalibrate_(model: nn.Module, batches: Iterable[Inputs]) -> None:
         for norm in batch_norms(model).values():
             norm.reset_running_stats()
         for inputs in batches:
-            args, kwargs = call_arguments(inputs)
-            model(*args, **kwargs)
+            call(model, inputs)

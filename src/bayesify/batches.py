@@ -73,12 +73,17 @@ def batch_size(inputs: Inputs) -> int:
 
 
 def first_example(inputs: Inputs) -> Inputs:
-    """A batch of one: row 0 of every tensor whose leading axis is the batch."""
+    """A batch of one."""
+    return rows(inputs, slice(1))
+
+
+def rows(inputs: Inputs, index: slice | Tensor) -> Inputs:
+    """Some examples of a batch: those rows of every tensor whose leading axis is the batch."""
     size = batch_size(inputs)
     values = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    return tree_map(
-        lambda each: (
-            each[:1] if isinstance(each, Tensor) and each.ndim and len(each) == size else each
-        ),
-        values,
-    )
+    return tree_map(lambda each: each[index] if is_batched(each, size) else each, values)
+
+
+def is_batched(value: Any, size: int) -> bool:
+    """Whether it is a tensor whose leading axis is a batch of this size."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size

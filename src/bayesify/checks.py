@@ -11,7 +11,7 @@ from bayesify.errors import BayesifyError, DataError, ShapeError, UnsupportedMod
 from bayesify.likelihoods import Likelihood
 from bayesify.modes import evaluating
 from bayesify.types import Inputs, Readout
-from bayesify.weights.trace import call_arguments
+from bayesify.weights.trace import call
 
 
 def check_data(
@@ -78,11 +78,10 @@ def _check_finite(inputs: Inputs, target: Tensor, where: str) -> None:
 
 
 def _try(model: nn.Module, inputs: Inputs, readout: Readout) -> Tensor:
-    args, kwargs = call_arguments(inputs)
     shapes = [f"{tuple(each.shape)} {each.dtype}" for each in tensors_of(inputs)]
     try:
         with evaluating(model), torch.no_grad():
-            output = readout(model(*args, **kwargs))
+            output = readout(call(model, inputs))
     except BayesifyError:
         raise
     except Exception as error:  # whatever a forward pass of the user's may raise

@@ -10,16 +10,17 @@ depends on its neighbours, is seen from runs on two examples, alone and together
 """
 
 import hashlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from bayesify.batches import batch_size, tensors_of
+from bayesify.batches import batch_size, is_batched, rows, tensors_of
 from bayesify.errors import DataError, OptionError, UnsupportedModelError
-from bayesify.trunk import Features, Trunk, close, is_batched, refuse_gradients, rows, stand_in
+from bayesify.trunk import Features, Trunk, close, refuse_gradients, stand_in
 from bayesify.types import Inputs
 from bayesify.weights.prefix import Place
 
@@ -90,6 +91,11 @@ class FeatureCache:
             layout.add(list(new), self._trunk.features(part), self._num_data)
         self._visits += len(keys)
         return layout.features([layout.numbers[key] for key in keys])
+
+    def shared(self, inputs: Inputs) -> Callable[[], AbstractContextManager[None]]:
+        """Makes the context of each call of the model on `inputs`: a replay."""
+        features = self.cache(inputs)
+        return lambda: self._trunk.replay(features)
 
     def end_epoch(self) -> None:
         """From the second epoch on, only what the first one left out (a dropped batch) is new."""

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def save(
             f"{type(posterior).__name__} cannot be saved; only weights can."
         )
     path = Path(path)
-    _check_free(path, overwrite)
+    check_free(path, overwrite, "a posterior", _is_posterior)
     description = _manifest(posterior, notes or {})
     parts = {"q": posterior.q.state_dict(), "likelihood": posterior.likelihood.state_dict()}
     if base:
@@ -174,18 +174,23 @@ def disk_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
+def check_free(path: Path, overwrite: bool, what: str, is_ours: Callable[[Path], bool]) -> None:
+    """Raise `OptionError` unless `path` may be written: nothing is there, or what is ours."""
     if not path.exists():
         return
     if not overwrite:
         raise OptionError(f"{path} exists already; choose another name or pass overwrite=True.")
-    manifest = path / MANIFEST
-    ours = manifest.is_file() and FORMAT in manifest.read_text(errors="replace")
-    if not ours and not (path.is_dir() and not any(path.iterdir())):
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if not is_empty and not is_ours(path):
         raise OptionError(
-            f"{path} holds something else than a posterior, which overwrite=True would delete; "
-            f"choose another name."
+            f"{path} holds something else than {what}, which overwrite=True would delete; choose "
+            f"another name."
         )
+
+
+def _is_posterior(path: Path) -> bool:
+    manifest = path / MANIFEST
+    return manifest.is_file() and FORMAT in manifest.read_text(errors="replace")
 
 
 def _manifest(posterior: WeightPosterior, notes: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ frontier, a value, or else a stand-in that has a shape and no memory, which noth
 or anywhere into its inputs, weights or buffers, has none that could be shared.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from bayesify.batches import batch_size, tensors_of
+from bayesify.batches import batch_size, rows, tensors_of
 from bayesify.errors import DataError, UnsupportedModelError
 from bayesify.modes import evaluating
 from bayesify.types import Inputs
@@ -31,12 +31,12 @@ from bayesify.weights.prefix import (
     Function,
     Operations,
     Place,
-    call,
     ids_of,
     output_tensors,
     prefix,
     tensors_in,
 )
+from bayesify.weights.trace import call
 
 TOLERANCE = 1e-5
 """How far a replayed output may be off, relative to the largest entry."""
@@ -201,18 +201,6 @@ class Trunk:
             if not expected or not all(close(a, b, TOLERANCE) for a, b in pairs):
                 return False
         return True
-
-
-def rows(inputs: Inputs, index: slice | Tensor) -> Inputs:
-    """Some examples of a batch: those rows of every tensor whose leading axis is the batch."""
-    size = batch_size(inputs)
-    values = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    return tree_map(lambda each: each[index] if is_batched(each, size) else each, values)
-
-
-def is_batched(value: Any, size: int) -> bool:
-    """Whether it is a tensor whose leading axis is a batch of this size."""
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
 
 
 def refuse_gradients(inputs: Inputs) -> None:

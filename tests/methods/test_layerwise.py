@@ -20,6 +20,7 @@ def run_of(model: nn.Module, x: Tensor, likelihood, *, num_data=48, steps=10, **
         steps_per_epoch=steps,
         example=x,
         inputs=lambda: iter([x]),
+        batches=lambda: iter([]),
         readout=read_tensor,
         vectorize=options.pop("vectorize", True),
         generator=torch.Generator().manual_seed(0),

@@ -33,8 +33,8 @@ from bayesify.adapters.layers import (
     to_peft,
 )
 from bayesify.distributions import LowRankParticles
-from bayesify.errors import OptionError, UnsupportedModelError
-from bayesify.persistence import appearing
+from bayesify.errors import UnsupportedModelError
+from bayesify.persistence import appearing, check_free
 from bayesify.posterior import Posterior, WeightPosterior
 from bayesify.types import Named
 from bayesify.weights.named import weights_of
@@ -83,7 +83,7 @@ def export_adapters(
             f"`Bella`, or keep this posterior with `bayesify.save`."
         )
     path = Path(path)
-    _check_free(path, overwrite)
+    check_free(path, overwrite, "adapters", _is_adapters)
     parts = _Parts.of(posterior.model, q)
     names = [f"member_{m}" for m in range(q.size(1))]
     with appearing(path) as folder:
@@ -230,14 +230,6 @@ def _check_found(model: nn.Module, saved: list[str], targets: list[str]) -> None
             )
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
-    if not path.exists():
-        return
-    if not overwrite:
-        raise OptionError(f"{path} exists already; choose another name or pass overwrite=True.")
+def _is_adapters(path: Path) -> bool:
     entries = list(path.iterdir()) if path.is_dir() else [path]
-    if not all(each.name.startswith("member_") and (each / CONFIG).is_file() for each in entries):
-        raise OptionError(
-            f"{path} holds something else than adapters, which overwrite=True would delete; choose "
-            f"another name."
-        )
+    return all(each.name.startswith("member_") and (each / CONFIG).is_file() for each in entries)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesify.checkpointing import check_graph
+from bayesify.distributions.base import WeightDistribution
 from bayesify.errors import DivergenceError
 from bayesify.likelihoods import Likelihood
 from bayesify.posterior import Posterior, WeightPosterior
@@ -48,6 +49,12 @@ class Problem:
     readout: Readout
     vectorize: bool
     generator: torch.Generator
+
+    def posterior(self, q: WeightDistribution) -> WeightPosterior:
+        """The model and the likelihood with q over the weights."""
+        return WeightPosterior(
+            self.model, q, self.likelihood, readout=self.readout, vectorize=self.vectorize
+        )
 
 
 class Run(Protocol):

@@ -112,7 +112,7 @@ class Bella:
                 f"Bella(rates={self.rates}): expected {self.members} numbers above 0, one for each "
                 f"member, or none."
             )
-        if self.cache_features and self.interaction == "ensemble" and self.batches == "own":
+        if self.cache_features and self._own_batches:
             raise OptionError(
                 "Bella(cache_features=True, batches='own'): what is kept is shared by all members, "
                 "who must see the same batches; pass batches='same'."
@@ -142,6 +142,10 @@ class Bella:
             prior_scale=1e3,
             clip=None,
         )
+
+    @property
+    def _own_batches(self) -> bool:
+        return self.batches == "own" and self.interaction == "ensemble"
 
     def start(self, problem: Problem) -> GradientRun:
         """Freeze the network and put members around it."""
@@ -181,7 +185,7 @@ class Bella:
                 clip=self.clip,
                 rates=self.rates,
                 decay=self.weight_decay,
-                own_batches=self.batches == "own" and self.interaction == "ensemble",
+                own_batches=self._own_batches,
                 cache_features=self.cache_features,
             ),
         )

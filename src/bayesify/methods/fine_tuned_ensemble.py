@@ -1,9 +1,9 @@
 """A deep ensemble of one pretrained network: fine-tuned M times, on batches in M orders.
 
 Members that start at the same weights differ by the order (and augmentation) of the batches alone,
-so they are trained one after the other, each on passes of its own, as MAP is. The
-honest rival of methods that put cheap members around a pretrained network. Statistics of batch norm
-stay those of the network by default: moving ones cost likelihood (benchmarks/README.md).
+so they are trained one after the other, each on passes of its own, as MAP is. The honest rival of
+methods that put cheap members around a pretrained network. Statistics of batch norm stay those of
+the network by default: moving ones cost likelihood (benchmarks/README.md).
 Cost: M times the parameters and time of fine-tuning.
 """
 
@@ -121,13 +121,7 @@ class OneByOne:
             for name in likelihood.state_dict()
         }
         likelihood.load_state_dict(averaged)
-        return WeightPosterior(
-            self._problem.model,
-            q,
-            likelihood,
-            readout=self._problem.readout,
-            vectorize=self._problem.vectorize,
-        )
+        return replace(self._problem, likelihood=likelihood).posterior(q)
 
     def _next(self) -> Run:
         return self._start(

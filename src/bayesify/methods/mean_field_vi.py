@@ -28,7 +28,6 @@ from bayesify.methods.base import GradientRun, Method, Problem, adam
 from bayesify.methods.map import MAP
 from bayesify.objective import elbo_terms
 from bayesify.options import check_options, option, register
-from bayesify.posterior import WeightPosterior
 from bayesify.priors import NormalPrior
 from bayesify.types import Inputs, Named, Where
 from bayesify.weights.named import copied
@@ -105,13 +104,7 @@ class MeanFieldVI:
             adam(groups),
             epochs=self.epochs,
             steps_per_epoch=problem.steps_per_epoch,
-            posterior=lambda: WeightPosterior(
-                model,
-                q,
-                problem.likelihood,
-                readout=problem.readout,
-                vectorize=problem.vectorize,
-            ),
+            posterior=lambda: problem.posterior(q),
         )
 
     def prior(self, start: Named) -> NormalPrior:

@@ -28,7 +28,6 @@ from bayesify.methods.base import GradientRun, Problem, adam
 from bayesify.methods.interaction import clip_members_, svgd_
 from bayesify.numerics.kernels import DenseCoordinates
 from bayesify.numerics.svgd import svgd_direction
-from bayesify.posterior import WeightPosterior
 from bayesify.trunk import Trunk
 from bayesify.types import Inputs
 
@@ -124,13 +123,7 @@ def train_members(
         optimiser,
         epochs=training.epochs,
         steps_per_epoch=problem.steps_per_epoch,
-        posterior=lambda: WeightPosterior(
-            problem.model,
-            q,
-            problem.likelihood,
-            readout=problem.readout,
-            vectorize=problem.vectorize,
-        ),
+        posterior=lambda: problem.posterior(q),
         epoch_ended=objective.epoch_ended,
     )
 
@@ -202,7 +195,7 @@ class _Objective:
             repulsion=self.training.temperature / self.problem.num_data,
         )
         moved = (raw * direction).sum()
-        own = -self.problem.likelihood.log_prob(raw.detach(), target).flatten(1).mean(1).sum()
+        own = self._losses(raw.detach(), target).sum()
         return moved - moved.detach() + own  # `own` moves the likelihood's numbers alone
 
     def _shared(self) -> tuple[FeatureCache | None, Trunk | None]:
@@ -224,12 +217,8 @@ class _Objective:
         return FeatureCache(trunk, num_data=problem.num_data), trunk
 
     def _within(self, inputs: Inputs) -> Callable[[], Any]:
-        if self.trunk is None:
-            return nullcontext
-        if self.cache is None:
-            return self.trunk.shared(inputs)
-        trunk, features = self.trunk, self.cache.cache(inputs)
-        return lambda: trunk.replay(features)
+        source = self.cache or self.trunk
+        return nullcontext if source is None else source.shared(inputs)
 
 
 def repeatedly(passes: Callable[[], Iterator[T]]) -> Iterator[T]:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from bayesify.types import Inputs
 from bayesify.weights.structured import METADATA
-from bayesify.weights.trace import call_arguments, version
+from bayesify.weights.trace import call, version
 
 Function = Callable[..., Any]
 
@@ -147,12 +147,6 @@ def prefix(model: nn.Module, names: Collection[str], inputs: Inputs) -> tuple[Pr
         output = call(model, inputs)
     found.read(output_tensors(output))
     return found, output
-
-
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """What the model returns."""
-    args, kwargs = call_arguments(inputs)
-    return model(*args, **kwargs)
 
 
 def ids_of(model: nn.Module, names: Collection[str]) -> frozenset[int]:

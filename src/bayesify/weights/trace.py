@@ -42,9 +42,8 @@ def trace(model: nn.Module, example: Inputs) -> list[Use]:
 
 def watch(model: nn.Module, example: Inputs, mode: TorchFunctionMode) -> None:
     """A forward pass in eval mode, without gradients, all of whose operations `mode` sees."""
-    args, kwargs = call_arguments(example)
     with evaluating(model), torch.no_grad(), mode:
-        model(*args, **kwargs)
+        call(model, example)
 
 
 def execution_order(model: nn.Module, example: Inputs | None = None) -> list[str]:
@@ -67,6 +66,12 @@ def execution_order(model: nn.Module, example: Inputs | None = None) -> list[str
             f"running it ({error}); pass `example=` with a small batch of inputs."
         ) from error
     return list(_names_in_graph(model, graph.nodes))
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """What the model returns."""
+    args, kwargs = call_arguments(inputs)
+    return model(*args, **kwargs)
 
 
 def call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
