@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayesify.checks import check_data
+from bayesify.checks import check_data, check_held_out
 from bayesify.errors import DataError, ShapeError
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Categorical
@@ -53,3 +53,17 @@ def test_the_model_is_called_once_in_eval_mode_and_left_as_it_was():
     check(X, Y, model)
     assert seen == [False]
     assert model.training
+
+
+def test_held_out_examples_are_checked_too_and_may_be_of_one_class():
+    def held_out(x, y):
+        loader = as_loader((x, y), batch_size=8, shuffle=False)
+        check_held_out(loader, nn.Linear(4, 3), Categorical(), read_tensor)
+
+    held_out(X[:1], Y[:1])
+    bad = X.clone()
+    bad[19, 0] = math.nan
+    with pytest.raises(DataError, match=r"^validation: batch 2: 1 of 16 numbers in the inputs"):
+        held_out(bad, Y)
+    with pytest.raises(DataError, match=r"^validation: labels reach from"):
+        held_out(X, Y + 5)

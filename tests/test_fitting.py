@@ -308,3 +308,61 @@ def test_the_seed_decides_the_starts_and_not_the_order_alone():
     first, other = (fit(net(), (X, Y), method, seed=seed).q.members.named() for seed in (1, 2))
     for name, each in first.items():
         assert (each - other[name]).abs().max() > 0.05
+
+
+class Reader:
+    """Writes down the held-out batches it is given, and trains as MAP does."""
+
+    pretrain = None
+
+    def __init__(self) -> None:
+        self.read: list = []
+
+    def start(self, problem):
+        self.read.append(None if problem.validation is None else list(problem.validation()))
+        return MAP(epochs=1).start(problem)
+
+
+def test_held_out_examples_reach_the_method_in_order(monkeypatch):
+    monkeypatch.setattr("bayesify.fitting.to_json", lambda method: {})
+    method = Reader()
+    fit(net(), (X, Y), method, validation=(X[:20], Y[:20]), batch_size=8)
+    for read in method.read:  # of the rehearsal, and of the fit
+        assert [len(y) for _, y in read] == [8, 8, 4]
+        assert torch.equal(torch.cat([x for x, _ in read]), X[:20])
+        assert torch.equal(torch.cat([y for _, y in read]), Y[:20])
+    without = Reader()
+    fit(net(), (X, Y), without)
+    assert without.read == [None, None]
+
+
+def test_a_method_that_needs_no_held_out_examples_fits_as_without_them():
+    before = torch.get_rng_state()
+    with_them, without = (
+        fit(net(), (X, Y), MAP(epochs=2), validation=held_out, batch_size=8)
+        for held_out in (DataLoader(TensorDataset(X, Y), shuffle=True), None)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, each in with_them.point().items():
+        assert torch.equal(each, without.point()[name])
+
+
+@pytest.mark.parametrize(
+    ("held_out", "error", "said"),
+    [
+        ((spoilt(X, math.nan), Y), DataError, "^validation: batch 2: 1 of .* inputs are NaN"),
+        ((X, Y + 1), DataError, "^validation: labels reach from 1 to 3"),
+        ((X[:, :2], Y), UnsupportedModelError, "^validation: .*cannot be called"),
+        ((X[:0], Y[:0]), DataError, "no examples"),
+        ((X, Y[:-1]), ShapeError, "x has 40 examples, but y has 39"),
+    ],
+)
+def test_bad_held_out_examples_are_told_before_any_step(held_out, error, said):
+    watcher = Watcher()
+    with pytest.raises(error, match=said):
+        fit(net(), (X, Y), MAP(epochs=1), validation=held_out, callbacks=[watcher], batch_size=16)
+    assert not watcher.trained
+
+
+def test_one_held_out_example_is_enough():
+    assert fit(net(), (X, Y), MAP(epochs=1), validation=(X[:1], Y[:1])).record.num_data == 40

@@ -1,9 +1,13 @@
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from bayesify import WeightPosterior, first_layer, forward, last_layer, models
+from bayesify.batches import rows
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
 from bayesify.errors import UnsupportedModelError
@@ -11,6 +15,7 @@ from bayesify.likelihoods import Categorical
 from bayesify.weights.linear_maps import roles
 from bayesify.weights.named import weights_of
 from bayesify.weights.taped import Tape
+from bayesify.weights.trace import call
 
 from .zoo import NETS, BranchingNet
 
@@ -347,3 +352,84 @@ def test_the_tape_leaves_the_model_alone():
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
     assert all(each.grad is None for each in model.parameters())
     assert not torch.equal(buffers["1.running_mean"][0], before["1.running_mean"])
+
+
+def log_prob(outputs: Tensor, target: Tensor) -> Tensor:
+    return Categorical().log_prob(outputs[None], target).sum()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_squared_gradients_are_those_of_one_example_after_the_other(name):
+    net = NETS[name]
+    model, x, y = net.model().eval(), net.inputs(5), torch.tensor([0, 1, 2, 1, 0])
+    want = {n: torch.zeros_like(each) for n, each in weights_of(model).items()}
+    for b in range(5):
+        model.zero_grad()
+        out = forward.read_tensor(call(model, rows(x, slice(b, b + 1))))
+        log_prob(out, y[b : b + 1]).backward()
+        for n, each in model.named_parameters():
+            want[n] += each.grad**2
+    for vectorize in {net.vectorizes, False}:
+        for size in (None, 2):
+            got = forward.squared_gradients(
+                model, weights_of(model), x, y, log_prob, vectorize=vectorize, chunk_size=size
+            )
+            for n, each in want.items():
+                torch.testing.assert_close(got[n], each, rtol=1e-5, atol=1e-6 * each.max().item())
+
+
+def test_squared_gradients_are_of_the_named_weights_at_their_values():
+    model, x, y = NETS["mlp"].model(), NETS["mlp"].inputs(5), torch.arange(5) % 3
+    model[0].weight.requires_grad_(False)
+    at = {"0.weight": torch.zeros(8, 4)}
+    with torch.no_grad():
+        for vectorize in (True, False):
+            got = forward.squared_gradients(model, at, x, y, log_prob, vectorize=vectorize)
+            assert list(got) == ["0.weight"]
+            assert (got["0.weight"] > 0).any()
+            assert not got["0.weight"].requires_grad
+    assert not at["0.weight"].requires_grad
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed[0].weight.zero_()
+    same = forward.squared_gradients(changed, {"0.weight": changed[0].weight}, x, y, log_prob)
+    torch.testing.assert_close(same["0.weight"], got["0.weight"])
+
+
+def test_squared_gradients_of_half_precision_are_summed_in_single():
+    model, x, y = NETS["mlp"].model().bfloat16(), NETS["mlp"].inputs(5), torch.arange(5) % 3
+    got = forward.squared_gradients(model, weights_of(model), x.bfloat16(), y, log_prob)
+    assert {each.dtype for each in got.values()} == {torch.float32}
+
+
+def test_a_weight_that_an_example_does_not_reach_has_no_gradient_there():
+    model = nn.ModuleDict({"used": nn.Linear(4, 3), "unused": nn.Linear(4, 3)})
+    model.forward = lambda x: model["used"](x)
+    for vectorize in (True, False):
+        got = forward.squared_gradients(
+            model,
+            weights_of(model),
+            torch.randn(3, 4),
+            torch.arange(3),
+            log_prob,
+            vectorize=vectorize,
+        )
+        assert (got["unused.weight"] == 0).all()
+        assert (got["used.weight"] > 0).all()
+
+
+def test_squared_gradients_refuse_what_vmap_cannot_run_and_checkpoints():
+    x, y = torch.randn(4, 4), torch.arange(4) % 3
+    model = BranchingNet()
+    with pytest.raises(
+        UnsupportedModelError, match=r"all examples at once.*pass `vectorize=False`"
+    ):
+        forward.squared_gradients(model, weights_of(model), x, y, log_prob)
+
+    class Checkpointed(BranchingNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(checkpoint(self.first, x, use_reentrant=False))
+
+    model = Checkpointed()
+    with pytest.raises(UnsupportedModelError, match="checkpointing"):
+        forward.squared_gradients(model, weights_of(model), x, y, log_prob, vectorize=False)

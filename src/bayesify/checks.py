@@ -27,6 +27,33 @@ def check_data(
         ShapeError: targets that do not fit the model's output.
         UnsupportedModelError: the model cannot be called with the inputs.
     """
+    example, batches, seen = _pass(loader, model, likelihood, readout)
+    if len(seen) == 1:
+        raise DataError(
+            f"all targets equal {seen.pop():g}: there is nothing to learn; expected at least two "
+            f"classes (or values). Is the data sorted and cut?"
+        )
+    return example, batches
+
+
+def check_held_out(
+    loader: DataLoader[Any], model: nn.Module, likelihood: Likelihood, readout: Readout
+) -> None:
+    """The same pass over held-out examples, which may be few and of one class.
+
+    Raises:
+        BayesifyError: as `check_data`; the message begins with "validation".
+    """
+    try:
+        _pass(loader, model, likelihood, readout)
+    except BayesifyError as error:
+        raise type(error)(f"validation: {error}") from error
+
+
+def _pass(
+    loader: DataLoader[Any], model: nn.Module, likelihood: Likelihood, readout: Readout
+) -> tuple[Inputs, int, set[float]]:
+    """First inputs, number of batches, and extreme targets of every batch."""
     device = next(model.parameters()).device
     first: Inputs | None = None
     output = torch.empty(0)
@@ -43,12 +70,7 @@ def check_data(
         batches += 1
     if first is None:
         raise DataError("the loader gave no batch; expected at least one.")
-    if len(seen) == 1:
-        raise DataError(
-            f"all targets equal {seen.pop():g}: there is nothing to learn; expected at least two "
-            f"classes (or values). Is the data sorted and cut?"
-        )
-    return first, batches
+    return first, batches, seen
 
 
 def check_batch(inputs: Inputs, target: Tensor, where: str) -> None:

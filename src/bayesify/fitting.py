@@ -3,7 +3,7 @@
 import copy as copying
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bayesify.batches import first_example, split_batch, to_device
 from bayesify.callbacks import Callback
-from bayesify.checks import check_data
+from bayesify.checks import check_data, check_held_out
 from bayesify.cost import CostMeter
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.forward import can_vectorize, read_tensor
@@ -32,6 +32,7 @@ def fit(
     data: Data,
     method: Method,
     *,
+    validation: Data | None = None,
     likelihood: str | Likelihood = "categorical",
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -49,6 +50,8 @@ def fit(
             `(inputs, target)`, with inputs a tensor, tuple or mapping, or one mapping with a
             `labels` entry.
         method: What to do, e.g. `bayesify.STF()`.
+        validation: Held-out examples on which a method may choose numbers, as `DiagonalLaplace`
+            does; never trained on, and ignored by methods that need none. As `data`.
         likelihood: "categorical", "bernoulli", "gaussian", or a `Likelihood`.
         seed: Seeds all randomness of the fit; torch's global generator is left as it was.
         device: Where to train; None for where the model is.
@@ -99,6 +102,7 @@ def fit(
             readout=readout,
             vectorize=can_vectorize(model) if vectorize is None else vectorize,
             generator=torch.Generator().manual_seed(seed),
+            validation=_held_out(validation, model, likelihood, readout, batch_size),
         )
         for phase in phases:
             _rehearse(phase, problem)
@@ -125,6 +129,18 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
+
+
+def _held_out(
+    data: Data | None, model: nn.Module, likelihood: Likelihood, readout: Readout, batch_size: int
+) -> Callable[[], Iterator[tuple[Inputs, Tensor]]] | None:
+    """What gives the batches of `data`, which have been checked."""
+    if data is None:
+        return None
+    loader = as_loader(data, batch_size=batch_size, shuffle=False)
+    with seeded(0, model):  # the training's own random numbers do not depend on it
+        check_held_out(loader, model, likelihood, readout)
+    return lambda: _batches(loader, next(model.parameters()).device)
 
 
 def _phases(method: Any) -> Iterator[Method]:

@@ -1,28 +1,31 @@
 """The one place that calls a model with other weights.
 
 Every method, metric and attack goes through `outputs` (weight samples) or `local_outputs` (training
-with local reparameterisation). The user's model is called through `torch.func.functional_call`,
-over many samples at once through `torch.vmap`, and never changed.
+with local reparameterisation), or through `tape` or `squared_gradients` where it looks at layers or
+at single examples. The user's model is called through `torch.func.functional_call`, over many
+samples or examples at once through `torch.vmap`, and never changed.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bayesify.batches import batch_size, first_example
-from bayesify.checkpointing import no_checkpointing
+from bayesify.batches import batch_size, first_example, is_batched, rows
+from bayesify.checkpointing import check_graph, no_checkpointing
 from bayesify.distributions.base import WeightDistribution
 from bayesify.errors import UnsupportedModelError
 from bayesify.frozen import frozen_layers
 from bayesify.modes import attention_for_vmap
+from bayesify.numerics.noise import single_or_better
 from bayesify.types import Draw, Inputs, Named, Readout
+from bayesify.weights.named import copied, count
 from bayesify.weights.taped import Tape, TapedWeight
 from bayesify.weights.trace import call_arguments, trace
 
@@ -37,6 +40,9 @@ DRAWN_AT_ONCE = 8
 
 WORTHWHILE = 4
 """Fewer samples than this at once cost more than the loop."""
+
+GRADIENTS = 2**25
+"""Numbers that the gradients of the examples of a chunk may hold together."""
 
 
 def read_tensor(output: Any) -> Tensor:
@@ -168,6 +174,71 @@ def tape(
     return (results[0] if len(results) == 1 else torch.cat(results)), record
 
 
+def squared_gradients(
+    model: nn.Module,
+    weights: Named,
+    inputs: Inputs,
+    target: Tensor,
+    log_prob: Callable[[Tensor, Tensor], Tensor],
+    *,
+    chunk_size: int | None = None,
+    vectorize: bool = True,
+    readout: Readout = read_tensor,
+) -> Named:
+    """Sum over a batch's examples of (d log p(y_b | x_b, w) / dw)^2, number by number.
+
+    With targets drawn from the model it is the diagonal Fisher information times B, up to noise.
+
+    Args:
+        model: The network, in eval mode: no example may depend on another.
+        weights: Where the gradients are taken, by name; all others are the model's own.
+        inputs: One batch.
+        target: One for each example, (B, ...).
+        log_prob: From outputs (1, ...) and target (1, ...) of one example to a number, nats.
+        chunk_size: Examples run at once; None for as many as `GRADIENTS` numbers hold.
+        vectorize: False runs the examples one after the other, for models that `torch.vmap`
+            cannot run.
+        readout: Turns what the model returns into a tensor.
+
+    Returns:
+        Tensors in the shapes of `weights`, in single precision or better, without a gradient.
+
+    Raises:
+        UnsupportedModelError: when `torch.vmap` cannot run the model, or it is checkpointed.
+    """
+    at, size = copied(weights), batch_size(inputs)
+    chunk_size = chunk_size or max(1, GRADIENTS // count(weights))
+    values = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    axes = tree_map(lambda each: 0 if is_batched(each, size) else None, values)
+
+    def score(named: Named, one: Inputs, label: Tensor) -> Tensor:
+        return log_prob(_call(model, named, one, readout), label)
+
+    def alone(named: Named, one: Inputs, label: Tensor) -> Tensor:
+        one = tree_map(lambda each, axis: each if axis is None else each[None], one, axes)
+        return score(named, one, label[None])
+
+    def gradients(part: slice) -> Named:
+        if vectorize:
+            with _vectorised("examples"):
+                each = torch.vmap(grad(alone), (None, axes, 0), randomness="different")
+                return each(at, rows(values, part), target[part])
+        with torch.enable_grad():
+            named = {name: weight.requires_grad_() for name, weight in at.items()}
+            result = score(named, rows(inputs, part), target[part])
+            check_graph(result)
+            found = torch.autograd.grad(result, list(named.values()), materialize_grads=True)
+        return {name: each[None] for name, each in zip(named, found, strict=True)}
+
+    sums = {n: torch.zeros_like(w, dtype=single_or_better(w.dtype)) for n, w in at.items()}
+    step = chunk_size if vectorize else 1
+    with no_checkpointing():
+        for start in range(0, size, step):
+            for name, each in gradients(slice(start, start + step)).items():
+                sums[name] += each.to(sums[name].dtype).square().sum(0)
+    return sums
+
+
 def can_vectorize(model: nn.Module) -> bool:
     """Whether `torch.vmap` has rules for the model's layers, as far as their types tell."""
     recurrent = (nn.RNNBase, nn.RNNCellBase)
@@ -212,13 +283,20 @@ def _parts(draw: Draw, size: int) -> Iterator[Draw]:
 def _over_samples(call: Callable[[Draw], Tensor], draw: Draw) -> Tensor:
     if len(tree_leaves(draw)[0]) == 1:  # no batching rule is needed for one sample
         return call(tree_map(lambda each: each[0], draw)).unsqueeze(0)
+    with _vectorised("weight samples"):
+        return torch.vmap(call, randomness="different")(draw)
+
+
+@contextmanager
+def _vectorised(what: str) -> Iterator[None]:
+    """For a call of `torch.vmap` inside; `what` it runs at once."""
     try:
         with attention_for_vmap():
-            return torch.vmap(call, randomness="different")(draw)
+            yield
     except RuntimeError as error:
         if "vmap" not in str(error) and "batching rule" not in str(error).lower():
             raise
         raise UnsupportedModelError(
-            f"the model cannot run all weight samples at once ({str(error).splitlines()[0]}); "
+            f"the model cannot run all {what} at once ({str(error).splitlines()[0]}); "
             f"pass `vectorize=False` to run them one after the other."
         ) from error

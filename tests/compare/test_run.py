@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -230,3 +231,19 @@ def test_images_get_foreign_data_and_curves(suite, tmp_path):
     assert set(record["curves"]) == {"reliability", "roc"}
     assert 0 <= record["metrics"]["ood_auroc"] <= 1
     assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_methods_get_the_validation_part_if_there_is_one(suite, tmp_path, monkeypatch):
+    seen = []
+
+    def noting(model, data, method, *, validation, **rest):
+        seen.append(validation and len(validation))
+        return original(model, data, method, validation=validation, **rest)
+
+    original = running.fit
+    monkeypatch.setattr(running, "fit", noting)
+    asked = suite("map")
+    run(asked, tmp_path / "with")
+    assert seen == [len(arenas(asked)[0].splits.validation)]
+    run(replace(asked, validation_share=0.0), tmp_path / "without")
+    assert seen[1:] == [None]

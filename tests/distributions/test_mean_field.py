@@ -93,3 +93,23 @@ def test_means_and_scales_have_rates_of_their_own():
 def test_inverse_softplus_inverts_over_many_orders(value):
     rho = inverse_softplus(torch.tensor(value))
     torch.testing.assert_close(F.softplus(rho), torch.tensor(value), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 0.3, 1.0, 7.0, 1e4])
+def test_scaled_multiplies_every_standard_deviation(factor):
+    q = MeanField.around(NETS["mlp"].model(), scale=0.3)
+    q.loc.requires_grad_(False)
+    again = q.scaled(factor)
+    for name, each in again.scale.items():
+        torch.testing.assert_close(each, factor * q.scale[name], rtol=1e-4, atol=0)
+        assert torch.equal(again.loc.named()[name], q.loc.named()[name])
+    assert [e.requires_grad for e in again.parameters()] == [
+        e.requires_grad for e in q.parameters()
+    ]
+    torch.testing.assert_close(q.scale["0.bias"], torch.full((8,), 0.3))
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
+def test_a_factor_that_is_none_is_refused(factor):
+    with pytest.raises(OptionError, match="expected a finite number above 0"):
+        MeanField.around(nn.Linear(2, 2)).scaled(factor)

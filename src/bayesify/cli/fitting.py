@@ -85,6 +85,7 @@ def fit(
         net,
         (data.augmented(splits) if augment else splits).train,
         chosen,
+        validation=splits.validation if len(splits.validation) else None,
         likelihood=LIKELIHOOD_OF_TASK[splits.task],
         callbacks=[ProgressBar()],
         **fitting,

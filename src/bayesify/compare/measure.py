@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +114,30 @@ def milliseconds(posterior: Posterior, example: Tensor, *, num_samples: int) -> 
 
 
 def warm_up(
-    model: nn.Module, data: Data, method: Method, *, likelihood: str | Likelihood, device: str
+    model: nn.Module,
+    data: Data,
+    method: Method,
+    *,
+    likelihood: str | Likelihood,
+    device: str,
+    validation: Data | None = None,
 ) -> None:
     """A fit of one epoch on a few examples, so that torch's own start is not in any timing."""
     try:
-        fit(model, data, shortened(method), likelihood=likelihood, device=device)
+        fit(
+            model,
+            data,
+            shortened(method),
+            validation=validation,
+            likelihood=likelihood,
+            device=device,
+        )
     except BayesifyError:
         return  # the real fit will say what is wrong
 
 
 def shortened(method: Any) -> Any:
-    """The same method with one epoch in each phase.
+    """The same method with one epoch in each phase; some have no other number of epochs.
 
     Example:
         >>> from bayesify.methods import STF
@@ -132,7 +145,8 @@ def shortened(method: Any) -> Any:
         (1, 1)
     """
     phases = {} if method.pretrain is None else {"pretrain": shortened(method.pretrain)}
-    return replace(method, epochs=1, **phases)
+    epochs = {"epochs": 1} if any(each.name == "epochs" for each in fields(method)) else {}
+    return replace(method, **epochs, **phases)
 
 
 def git_revision() -> str | None:

@@ -153,19 +153,28 @@ class _Work:
 
     def _fit(self, arena: Arena, cell: Cell, number: int) -> Posterior:
         suite, method, train = self.suite, cell.entry.method, arena.splits.train
+        held_out = arena.splits.validation if len(arena.splits.validation) else None
         likelihood = likelihood_of(arena.splits.task, cell.setup.get("likelihood", {}))
         model = build(suite, arena, cell.model, seed=cell.seed)
         kind = (type(method), cell.model, arena.name)
         if kind not in self.warm:
             self.warm.add(kind)
             few = some_of(train, 2 * suite.batch_size)
-            warm_up(model, few, method, likelihood=likelihood, device=suite.device)
+            warm_up(
+                model,
+                few,
+                method,
+                validation=some_of(held_out, 2 * suite.batch_size) if held_out else None,
+                likelihood=likelihood,
+                device=suite.device,
+            )
             self.set_aside()  # what a first fit has imported
         release_memory()
         return fit(
             model,
             train,
             method,
+            validation=held_out,
             likelihood=likelihood,
             seed=cell.seed,
             device=suite.device,

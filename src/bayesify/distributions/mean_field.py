@@ -137,6 +137,26 @@ class MeanField(WeightDistribution):
             for name, mean in self.loc.named().items()
         }
 
+    def scaled(self, factor: float) -> Self:
+        """The same means, with every standard deviation multiplied by `factor`.
+
+        Raises:
+            OptionError: when `factor` is not a finite number above 0.
+
+        Example:
+            >>> q = MeanField({"w": torch.zeros(2)}, {"w": torch.ones(2)})
+            >>> q.scaled(0.5).scale["w"].tolist()
+            [0.5, 0.5]
+        """
+        if not 0 < factor < math.inf:
+            raise OptionError(f"factor={factor}: expected a finite number above 0.")
+        again = type(self)(
+            self.loc.named(), {name: factor * each for name, each in self.scale.items()}
+        )
+        for new, old in zip(again.parameters(), self.parameters(), strict=True):
+            new.requires_grad_(old.requires_grad)
+        return again
+
     def parameter_groups(self, *, lr: float, scale_lr: float) -> list[dict[str, object]]:
         """Two groups for a torch optimiser: the means, and the scales with a rate of their own.
 

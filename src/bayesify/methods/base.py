@@ -37,6 +37,9 @@ class Problem:
         readout: Turns what the model returns into a tensor.
         vectorize: Whether samples and members run at once.
         generator: Source of the run's noise.
+        validation: Gives batches of held-out examples, inputs and targets, on the model's device,
+            in the order of their loader: for choosing numbers, never for training. None when none
+            were given.
     """
 
     model: nn.Module
@@ -49,6 +52,7 @@ class Problem:
     readout: Readout
     vectorize: bool
     generator: torch.Generator
+    validation: Callable[[], Iterator[tuple[Inputs, Tensor]]] | None = None
 
     def posterior(self, q: WeightDistribution) -> WeightPosterior:
         """The model and the likelihood with q over the weights."""
