@@ -26,9 +26,9 @@ FLOORS = [
     "weights numerics data models",
     "predictive likelihoods priors distributions",
     "forward",
-    "posterior objective checks",
+    "posterior objective checks rescaling",
     "methods",
-    "callbacks fitting persistence adapters progress streaming recalibration",
+    "callbacks fitting persistence adapters progress streaming recalibration compression",
     "evaluation",
     "report compare cli __init__ __main__",
 ]
@@ -46,6 +46,7 @@ SPECIALISES = {
     ("bella", "fresh"),  # new heads
     ("bella", "map"),  # its default pretraining
     ("bella", "member_training"),
+    ("diagonal_laplace", "map"),  # its default pretraining
     ("ensemble", "fresh"),
     ("ensemble", "member_training"),
     ("fine_tuned_ensemble", "fresh"),  # new heads
@@ -56,6 +57,17 @@ SPECIALISES = {
     ("svgd", "fresh"),
     ("svgd", "member_training"),
     ("mean_field_vi", "map"),  # its default pretraining
+    ("weight_sharing", "map"),
+    ("weight_sharing", "diagonal_laplace"),  # the posterior it shares by default
+    ("weight_sharing", "codebook"),
+    ("weight_sharing", "merging"),
+    ("weight_sharing", "sharing"),
+    ("weight_sharing", "shared_tuning"),
+    ("codebook", "merging"),
+    ("codebook", "sharing"),
+    ("merging", "sharing"),
+    ("shared_tuning", "merging"),
+    ("shared_tuning", "sharing"),
     ("stf", "map"),
     ("stf", "mean_field_vi"),
 }

@@ -178,14 +178,14 @@ def without(manifest: dict, *keys: str) -> dict:
 
 
 DAMAGES = {
-    "version 2": (lambda m: m | {"version": 2}, "has format version 2, this bayesify reads 1"),
+    "version 1": (lambda m: m | {"version": 1}, "has format version 1, this bayesify reads 2"),
     "no version": (lambda m: without(m, "version"), "has format version None"),
     "another format": (lambda m: m | {"format": "onnx"}, "is not the manifest of a bayesify"),
     "a list": (lambda m: [m], "is not the manifest of a bayesify"),
     "another q": (lambda m: m | {"distribution": "Flow"}, "damaged or changed .*'Flow'"),
     "no likelihood": (lambda m: without(m, "likelihood"), "damaged or changed .*'likelihood'"),
     "no files": (lambda m: without(m, "files"), "damaged or changed .*'files'"),
-    "files of none": (lambda m: m | {"files": {}}, "not the ones it was fitted around"),
+    "files of none": (lambda m: m | {"files": {}}, "whose `2.weight` is absent"),
     "an odd record": (lambda m: m | {"record": {"a": 1}}, "damaged or changed"),
     "another base": (lambda m: m | {"base_sha256": "0"}, "not the ones it was fitted around"),
 }

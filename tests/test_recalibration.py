@@ -96,6 +96,26 @@ def test_the_posterior_does_not_change(name):
             assert torch.equal(each, getattr(again.q, store).get_parameter(key))
 
 
+def test_samples_share_statistics_that_are_averaged_over_their_weights():
+    """With hardly any noise these are the network's own; with much, wider ones."""
+    net, x = NETS["cnn"].model(), NETS["cnn"].inputs(5)
+    narrow, wide = (
+        WeightPosterior(net, MeanField.around(net, scale=scale), Categorical())
+        for scale in (1e-6, 0.5)
+    )
+    before = copy.deepcopy(net.state_dict())
+    again = recalibrated(narrow, shifted())
+    want = copy.deepcopy(net)
+    update_bn(shifted(), want)
+    for name, each in buffers_of(again.model).items():
+        torch.testing.assert_close(each, buffers_of(want)[name], rtol=1e-3, atol=1e-4)
+    noisy = buffers_of(recalibrated(wide, shifted()).model)
+    assert (noisy["1.running_var"] > buffers_of(again.model)["1.running_var"]).all()
+    assert all(torch.equal(each, before[n]) for n, each in net.state_dict().items())
+    assert again.model[1].momentum == 0.1
+    assert not torch.allclose(again.outputs(x), narrow.outputs(x), atol=1e-2)
+
+
 def test_twice_is_once():
     once = recalibrated(fitted("bella"), shifted())
     twice = recalibrated(once, shifted())
@@ -142,13 +162,6 @@ def test_the_global_generator_rests():
     posterior, before = fitted("ensemble"), torch.get_rng_state()
     recalibrated(posterior, shifted().dataset.tensors, batch_size=10)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_only_a_finite_set_of_members_can_be_recalibrated():
-    model = NETS["cnn"].model()
-    posterior = WeightPosterior(model, MeanField.around(model, scale=0.1), Categorical())
-    with pytest.raises(UnsupportedModelError, match="MeanField"):
-        recalibrated(posterior, shifted())
 
 
 def test_there_must_be_a_batch_norm():

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bayesify import data, models
     from bayesify.adapters import export_adapters, import_adapters
     from bayesify.callbacks import Callback
+    from bayesify.compression import Sizes, compressed
     from bayesify.cost import CostMeter
     from bayesify.distributions.base import WeightDistribution
     from bayesify.distributions.kl import kl_divergence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from bayesify.distributions.matrix_normal import MatrixNormal
     from bayesify.distributions.mean_field import MeanField
     from bayesify.distributions.particles import Particles
+    from bayesify.distributions.shared_normal import SharedNormal
     from bayesify.errors import (
         BayesifyError,
         DataError,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from bayesify.methods.bali import BALI
     from bayesify.methods.base import Method, Problem, Run, StreamRun
     from bayesify.methods.bella import Bella
+    from bayesify.methods.diagonal_laplace import DiagonalLaplace
     from bayesify.methods.ensemble import Ensemble
     from bayesify.methods.fine_tuned_ensemble import FineTunedEnsemble
     from bayesify.methods.interaction import svgd_
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from bayesify.methods.mean_field_vi import MeanFieldVI
     from bayesify.methods.stf import STF
     from bayesify.methods.svgd import SVGD
+    from bayesify.methods.weight_sharing import WeightSharing
     from bayesify.objective import elbo_terms, member_losses, negative_elbo
     from bayesify.persistence import load, save
     from bayesify.posterior import FitRecord, Posterior, WeightPosterior
@@ -57,9 +61,10 @@ if TYPE_CHECKING:
     from bayesify.priors import NormalPrior, Prior
     from bayesify.progress import ProgressBar
     from bayesify.recalibration import recalibrated
+    from bayesify.rescaling import rescaled
     from bayesify.streaming import resume
     from bayesify.version import __version__
-    from bayesify.weights.select import all_weights, first_layer, last_layer, matching
+    from bayesify.weights.select import all_weights, first_layer, last_layer, matching, matrices
 
 _HOME = {
     # the one door
@@ -68,6 +73,8 @@ _HOME = {
     "Evaluation": "bayesify.evaluation.evaluate",
     "save": "bayesify.persistence",
     "load": "bayesify.persistence",
+    "compressed": "bayesify.compression",
+    "Sizes": "bayesify.compression",
     "resume": "bayesify.streaming",
     "export_adapters": "bayesify.adapters",
     "import_adapters": "bayesify.adapters",
@@ -77,9 +84,11 @@ _HOME = {
     "MeanFieldVI": "bayesify.methods.mean_field_vi",
     "BALI": "bayesify.methods.bali",
     "STF": "bayesify.methods.stf",
+    "DiagonalLaplace": "bayesify.methods.diagonal_laplace",
     "Bella": "bayesify.methods.bella",
     "SVGD": "bayesify.methods.svgd",
     "FineTunedEnsemble": "bayesify.methods.fine_tuned_ensemble",
+    "WeightSharing": "bayesify.methods.weight_sharing",
     "METHODS": "bayesify.methods",
     "Method": "bayesify.methods.base",
     "Problem": "bayesify.methods.base",
@@ -94,6 +103,7 @@ _HOME = {
     "MultiLabelPredictive": "bayesify.predictive",
     "RegressionPredictive": "bayesify.predictive",
     "recalibrated": "bayesify.recalibration",
+    "rescaled": "bayesify.rescaling",
     "temperature_scaled": "bayesify.evaluation.temperature",
     # likelihoods and priors
     "Likelihood": "bayesify.likelihoods",
@@ -108,6 +118,7 @@ _HOME = {
     "MatrixNormal": "bayesify.distributions.matrix_normal",
     "LowRankParticles": "bayesify.distributions.low_rank_particles",
     "Particles": "bayesify.distributions.particles",
+    "SharedNormal": "bayesify.distributions.shared_normal",
     "kl_divergence": "bayesify.distributions.kl",
     "negative_elbo": "bayesify.objective",
     "elbo_terms": "bayesify.objective",
@@ -117,6 +128,7 @@ _HOME = {
     "first_layer": "bayesify.weights.select",
     "last_layer": "bayesify.weights.select",
     "all_weights": "bayesify.weights.select",
+    "matrices": "bayesify.weights.select",
     "matching": "bayesify.weights.select",
     # watching
     "Callback": "bayesify.callbacks",

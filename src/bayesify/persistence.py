@@ -1,7 +1,7 @@
 """Save a posterior to a folder, load it back: safetensors and a manifest, no pickle.
 
     manifest.json            format, classes, options, shapes, checksums
-    q.safetensors            the state of the weight distribution
+    q.safetensors            the weight distribution, as its `stored()` gives it
     base.safetensors         the weights and buffers that it leaves alone (unless base=False)
     likelihood.safetensors   the likelihood's own parameters, if any
 
@@ -33,7 +33,7 @@ from bayesify.types import Named, Readout
 from bayesify.weights.named import assign_, buffers_of, weights_of
 
 FORMAT = "bayesify posterior"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -68,8 +68,9 @@ def save(
         )
     path = Path(path)
     check_free(path, overwrite, "a posterior", _is_posterior)
-    description = _manifest(posterior, notes or {})
-    parts = {"q": posterior.q.state_dict(), "likelihood": posterior.likelihood.state_dict()}
+    described = set() if not base else set(posterior.base())
+    description = _manifest(posterior, notes or {}, described)
+    parts = {"q": posterior.q.stored(), "likelihood": posterior.likelihood.state_dict()}
     if base:
         parts["base"] = posterior.base()
     with appearing(path) as folder:
@@ -84,10 +85,9 @@ def save(
                 files[file.name] = {
                     "bytes": file.stat().st_size,
                     "sha256": _file_digest(file),
-                    "tensors": list(tensors),
+                    "order": list(tensors) if part == "q" else [],
                 }
-        manifest = json.dumps(description | {"files": files}, indent=1)
-        (folder / MANIFEST).write_text(manifest + "\n")
+        (folder / MANIFEST).write_text(_lines(description | {"files": files}))
     return path
 
 
@@ -118,17 +118,17 @@ def load(path: str | Path, model: nn.Module, *, readout: Readout | None = None) 
 def _rebuilt(
     folder: Path, manifest: dict[str, Any], model: nn.Module, readout: Readout | None
 ) -> WeightPosterior:
-    _check_model(manifest, model, folder)
+    parts = {part: _read_part(folder, part, manifest) for part in ("q", "base", "likelihood")}
+    _check_model(manifest, parts["base"], model, folder)
     if manifest["custom_readout"] and readout is None:
         raise LoadError(f"{folder} was fitted with a readout of its own; pass the same `readout=`.")
-    parts = {part: _read_part(folder, part, manifest) for part in ("q", "base", "likelihood")}
     model = copy.deepcopy(model).eval().requires_grad_(False)
     likelihood = LIKELIHOODS[manifest["likelihood"]["kind"]](**manifest["likelihood"]["options"])
     likelihood.load_state_dict(parts["likelihood"])
     device = next(model.parameters()).device
     posterior = WeightPosterior(
         model,
-        DISTRIBUTIONS[manifest["distribution"]].from_state(parts["q"]).to(device),
+        DISTRIBUTIONS[manifest["distribution"]].from_stored(parts["q"]).to(device),
         likelihood.to(device),
         readout=readout or read_tensor,
         vectorize=manifest["vectorize"],
@@ -193,7 +193,17 @@ def _is_posterior(path: Path) -> bool:
     return manifest.is_file() and FORMAT in manifest.read_text(errors="replace")
 
 
-def _manifest(posterior: WeightPosterior, notes: dict[str, Any]) -> dict[str, Any]:
+def _lines(manifest: dict[str, Any]) -> str:
+    """JSON with one line for each entry: to be read by people, and short."""
+    parts = [
+        f"{json.dumps(n)}: {json.dumps(e, separators=(',', ':'))}" for n, e in manifest.items()
+    ]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _manifest(
+    posterior: WeightPosterior, notes: dict[str, Any], elsewhere: set[str]
+) -> dict[str, Any]:
     names = {kind: name for name, kind in LIKELIHOODS.items()}
     for part, known in ((posterior.q, DISTRIBUTIONS.values()), (posterior.likelihood, names)):
         if type(part) not in known:
@@ -206,6 +216,7 @@ def _manifest(posterior: WeightPosterior, notes: dict[str, Any]) -> dict[str, An
     except TypeError as error:
         raise OptionError(f"notes: expected values that JSON knows ({error}).") from error
     record = posterior.record
+    tensors = weights_of(posterior.model) | buffers_of(posterior.model)
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -217,20 +228,24 @@ def _manifest(posterior: WeightPosterior, notes: dict[str, Any]) -> dict[str, An
         },
         "vectorize": posterior.vectorize,
         "custom_readout": posterior.readout is not read_tensor,
-        "model": {"class": type(posterior.model).__name__, "tensors": _layout(posterior.model)},
+        "model": {
+            "class": type(posterior.model).__name__,
+            "tensors": _layout({n: e for n, e in tensors.items() if n not in elsewhere}),
+        },
         "base_sha256": _digest(posterior.base()),
         "record": record.to_json() if record else None,
         "notes": notes,
     }
 
 
-def _layout(model: nn.Module) -> dict[str, list[Any]]:
-    tensors = weights_of(model) | buffers_of(model)
+def _layout(tensors: Named) -> dict[str, list[Any]]:
     return {name: [list(each.shape), str(each.dtype)] for name, each in tensors.items()}
 
 
-def _check_model(manifest: dict[str, Any], model: nn.Module, folder: Path) -> None:
-    expected, got = manifest["model"]["tensors"], _layout(model)
+def _check_model(manifest: dict[str, Any], base: Named, model: nn.Module, folder: Path) -> None:
+    """The manifest describes the tensors that are not in the base file."""
+    expected = manifest["model"]["tensors"] | _layout(base)
+    got = _layout(weights_of(model) | buffers_of(model))
     for name in expected | got:
         if expected.get(name) != got.get(name):
             raise LoadError(
@@ -260,7 +275,8 @@ def _read_part(folder: Path, part: str, manifest: dict[str, Any]) -> Named:
     except SafetensorError as error:
         raise LoadError(f"{file} is no safetensors file ({error}).") from error
     # safetensors sorts by name, but random draws go through a distribution in its own order
-    return {name: tensors[name] for name in manifest["files"][file.name]["tensors"]}
+    order = manifest["files"][file.name]["order"]
+    return {name: tensors[name] for name in order or tensors}
 
 
 def _file_digest(file: Path) -> str:

@@ -1,11 +1,13 @@
-"""Batch norm's statistics of every member, estimated anew under its own weights."""
+"""Batch norm's statistics, estimated anew under the weights of the posterior."""
+
+import copy
 
 import torch
+from torch.utils.data import DataLoader
 
-from bayesify.batch_norm import averaging, statistics_of
+from bayesify.batch_norm import averaging, batch_norms, statistics_of
 from bayesify.batches import split_batch, to_device
 from bayesify.distributions.members import Members
-from bayesify.errors import UnsupportedModelError
 from bayesify.forward import outputs
 from bayesify.loading import Data, as_loader
 from bayesify.modes import seeded
@@ -16,16 +18,19 @@ from bayesify.weights.named import buffers_of
 def recalibrated(
     posterior: WeightPosterior, data: Data, *, batch_size: int = 256
 ) -> WeightPosterior:
-    """The same members with statistics of their own, averages over the batches of `data`.
+    """The same posterior with statistics that are averages over the batches of `data`.
+
+    Every member of a finite set has statistics of its own. All samples of another distribution
+    share one set in the network, averaged over a sample for each batch.
 
     Args:
-        posterior: Of a finite set of members; it does not change.
+        posterior: It does not change.
         data: A loader with the augmentation and normalisation of the network's own training:
             statistics of inputs prepared otherwise cost accuracy. One pass for each member.
         batch_size: Where `data` is no loader.
 
     Raises:
-        UnsupportedModelError: no finite set of members, or no batch norm.
+        UnsupportedModelError: there is no batch norm.
 
     Example:
         >>> from bayesify import MAP, fit
@@ -36,12 +41,22 @@ def recalibrated(
         >>> torch.allclose(again.point()["1.running_mean"], net[0](x).mean(0), atol=0.1)
         True
     """
-    q, model = posterior.q, posterior.model
-    if not isinstance(q, Members):
-        raise UnsupportedModelError(
-            f"recalibrated: expected a finite set of members (an ensemble, Bella, SVGD), got "
-            f"{type(q).__name__}, whose samples are as many as one likes."
-        )
+    loader = as_loader(data, batch_size=batch_size, shuffle=True)
+    if isinstance(posterior.q, Members):
+        return _by_member(posterior, posterior.q, loader)
+    again = copy.deepcopy(posterior)
+    generator = torch.Generator().manual_seed(0)
+    with averaging(again.model), torch.no_grad(), seeded(0, again.model):
+        for norm in batch_norms(again.model).values():
+            norm.reset_running_stats()
+        for batch in loader:
+            inputs = to_device(split_batch(batch)[0], again.device)
+            outputs(again.model, again.q, inputs, generator=generator, readout=again.readout)
+    return again
+
+
+def _by_member(posterior: WeightPosterior, q: Members, loader: DataLoader) -> WeightPosterior:
+    model = posterior.model
     with averaging(model), torch.no_grad(), seeded(0, model):
         start = {name: buffers_of(model)[name] for name in statistics_of(model)}
         again = q.with_buffers(
@@ -53,7 +68,7 @@ def recalibrated(
             }
         )
         again.attach_(dict(model.named_parameters()))
-        for batch in as_loader(data, batch_size=batch_size, shuffle=True):
+        for batch in loader:
             inputs = to_device(split_batch(batch)[0], posterior.device)
             outputs(model, again, inputs, vectorize=False, readout=posterior.readout)
     return WeightPosterior(

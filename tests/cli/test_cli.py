@@ -14,7 +14,7 @@ from bayesify.cli.saved import open_run
 from bayesify.compare import run as running
 from bayesify.methods import METHODS
 
-COMMANDS = ("compare", "fit", "evaluate", "predict", "report", "data")
+COMMANDS = ("compare", "fit", "evaluate", "predict", "compress", "report", "data")
 QUICK = ("--set", "map.epochs=1", "--set", "stf.epochs=1", "--set", "stf.pretrain.epochs=1")
 
 
@@ -317,6 +317,38 @@ def test_the_configuration_can_be_seen(bayesify_, tmp_path):
     assert config["options"]["prior_relative"] is True
     assert (config["options"]["epochs"], config["seed"]) == (3, 7)
     assert not (tmp_path / "x").exists()
+
+
+def test_compress_writes_a_smaller_posterior_that_the_other_commands_read(
+    bayesify_, fitted, tmp_path
+):
+    out = tmp_path / "small"
+    how = ("--codes", "4", "--outliers", "0.02", "--out", str(out))
+    code, said, _ = bayesify_("compress", fitted("blobs.npz"), *how)
+    assert code == 0
+    assert f"See what it costs in accuracy: bayesify evaluate {out}" in said
+    assert bayesify_("evaluate", str(out))[0] == 0
+    code, said, _ = bayesify_("compress", fitted("blobs.npz"), *how, "--overwrite", "--json")
+    sizes = json.loads(said)
+    assert (code, sizes["saved"]) == (0, sum(file.stat().st_size for file in out.iterdir()))
+    assert sizes["of_pair"] < sizes["of_network"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--codes", "0"], "--codes 0: expected 1 to 32768"),
+        (["--outliers", "0.9"], "--outliers 0.9: expected a share"),
+    ],
+)
+def test_mistakes_in_compress(refused, fitted, tmp_path, arguments, message):
+    out = ("--out", str(tmp_path / "small"))
+    assert message in refused("compress", fitted("blobs.npz"), *out, *arguments)
+
+
+def test_only_gaussian_weights_can_be_compressed(refused, fitted, tmp_path):
+    said = refused("compress", fitted("labels.npz"), "--out", str(tmp_path / "small"))
+    assert "got Particles; fit one of these first" in said
 
 
 def test_evaluate_judges_the_saved_posterior(bayesify_, fitted):

@@ -17,8 +17,10 @@ from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
+from bayesify.distributions.shared_normal import SharedNormal
 from bayesify.priors import NormalPrior
 from bayesify.types import Draw, Named
+from bayesify.weights.coded import CodedTensor
 from bayesify.weights.named import buffers_of, copied, weights_of
 from bayesify.weights.structured import StructuredWeight
 
@@ -134,6 +136,47 @@ def low_rank_moments(q: LowRankParticles) -> tuple[Tensor, Tensor]:
     return members.mean(0), members.T.cov(correction=0)
 
 
+def shared_normal(model: nn.Module) -> SharedNormal:
+    """Two codes for all weights; in a tensor of two axes or more an outlier and a blend, too."""
+    weights = weights_of(model)
+    coded, outliers = {}, 0
+    for name, each in weights.items():
+        place = torch.tensor([0] if each.ndim > 1 else [], dtype=torch.long)
+        codes = torch.arange(each.numel()).view(each.shape) % 2
+        coded[name] = CodedTensor(
+            codes, place, place + 3, place, torch.full_like(place, 100).byte()
+        )
+        outliers += len(place)
+    like = next(iter(weights.values())).detach()
+    numbers = (torch.randn(size).to(like) for size in (2, 2, outliers, outliers))
+    return SharedNormal(coded, 0.2 + torch.rand(len(coded)).to(like), *numbers)
+
+
+def shared_normal_moments(q: SharedNormal) -> tuple[Tensor, Tensor]:
+    """From the definition, entry by entry."""
+    mean, scale = [], []
+    book = torch.stack([q.loc, q.log_scale.exp()]).detach()  # (2, K)
+    own = iter(torch.stack([q.own_loc, q.own_log_scale.exp()], 1).detach())
+    for unit, tensor in zip(q.unit, q.tensors().values(), strict=True):
+        entries = [book[:, code] for code in tensor.codes.flatten().tolist()]
+        for place in tensor.blends.tolist():  # 100 of 255 parts of code 1, the rest of code 0
+            share = 100 / 255
+            assert (entries[place] == book[:, 1]).all()
+            mixed = torch.stack([share * book[:, 1], (1 - share) * book[:, 0]])
+            entries[place] = torch.stack([mixed[:, 0].sum(), mixed[:, 1].norm()])
+        for place in tensor.outliers.tolist():
+            entries[place] = next(own)
+        mean += [unit * each[0] for each in entries]
+        scale += [unit * each[1] for each in entries]
+    return torch.stack(mean), torch.stack(scale).square().diag()
+
+
+def shared_normal_log_density(q: SharedNormal, weights: Named) -> Tensor:
+    mean, covariance = shared_normal_moments(q)
+    law = torch.distributions.Normal(mean, covariance.diag().sqrt())
+    return law.log_prob(torch.cat([each.flatten(1) for each in weights.values()], 1)).sum(1)
+
+
 @dataclass(frozen=True)
 class Case:
     """How to build a distribution around a model; its exact moments; its log density, if it has.
@@ -151,6 +194,7 @@ CASES = {
     "MatrixNormal": Case(matrix_normal, matrix_normal_moments, matrix_normal_log_density),
     "MeanField": Case(mean_field, mean_field_moments, mean_field_log_density),
     "Particles": Case(particles, particle_moments),
+    "SharedNormal": Case(shared_normal, shared_normal_moments, shared_normal_log_density),
 }
 
 

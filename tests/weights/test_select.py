@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayesify import all_weights, first_layer, last_layer, matching, models
+from bayesify import all_weights, first_layer, last_layer, matching, matrices, models
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.options import from_json, to_json
 from bayesify.weights.select import where_from_text
@@ -154,7 +154,9 @@ def test_a_pattern_without_hit_names_what_is_near():
         matching("*.bias", "emb")(NETS["tied"].model())
 
 
-@pytest.mark.parametrize("where", [first_layer, last_layer, all_weights, matching("a", "b.*")])
+@pytest.mark.parametrize(
+    "where", [first_layer, last_layer, all_weights, matrices, matching("a", "b.*")]
+)
 def test_selectors_survive_json_and_compare_by_value(where):
     assert from_json(to_json(where)) == where
 
@@ -162,4 +164,19 @@ def test_selectors_survive_json_and_compare_by_value(where):
 def test_selectors_from_text():
     assert where_from_text("last_layer") is last_layer
     assert where_from_text("all_weights") is all_weights
+    assert where_from_text("matrices") is matrices
     assert where_from_text("a.*,b") == matching("a.*", "b")
+
+
+def test_matrices_have_two_axes_or_more():
+    assert matrices(NETS["cnn"].model()) == ["0.weight", "5.weight"]  # a kernel; no norm, no bias
+    assert matrices(NETS["mapping"].model()) == ["embed.weight", "head.weight"]
+    assert matrices(NETS["tied"].model()) == ["embed.weight", "mix.weight"]
+    assert matrices(vit()) == [n for n, each in vit().named_parameters() if each.dim() > 1]
+
+
+def test_matrices_of_a_net_without_say_what_to_do():
+    with pytest.raises(
+        UnsupportedModelError, match=r"`matrices` found no .* in LayerNorm; pass `wh"
+    ):
+        matrices(nn.LayerNorm(4))

@@ -219,6 +219,34 @@ def predict(
     return _run("predicting:predict", context)
 
 
+@app.command(epilog="Example: bayesify compress runs/a --codes 64")
+def compress(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="Folder that bayesify fit wrote.", metavar="RUN")],
+    *,
+    out: Annotated[
+        str | None,
+        flag(
+            "--out", help="Folder to write. [dim]default RUN-small[/]", panel=OUTPUT, metavar="DIR"
+        ),
+    ] = None,
+    codes: Annotated[
+        int, flag("--codes", help="Gaussians that the weights share.", panel=HOW)
+    ] = 256,
+    outliers: Annotated[
+        float,
+        flag("--outliers", help="Share of the weights that keep one of their own.", panel=HOW),
+    ] = 0.01,
+    overwrite: Annotated[
+        bool, flag("--overwrite", help="Replace the posterior in DIR.", panel=OUTPUT)
+    ] = False,
+    json: flags.AsJson = False,
+    debug: flags.Debug = False,
+) -> int:
+    """Save a fitted posterior again in a fraction of the bytes, by weights that share Gaussians."""
+    return _run("compressing:compress", context)
+
+
 @app.command(epilog="Example: bayesify report runs/demo")
 def report(
     context: typer.Context,

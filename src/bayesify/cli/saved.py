@@ -12,7 +12,7 @@ from bayesify.data.intake import Intake
 from bayesify.data.parts import Examples, Splits
 from bayesify.errors import DataError, LoadError
 from bayesify.persistence import load, read_manifest
-from bayesify.posterior import Posterior
+from bayesify.posterior import WeightPosterior
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Notes:
         return Examples(examples.x, y, self.intake.normalise)
 
 
-def open_run(path: str | Path, *, device: str | None = None) -> tuple[Posterior, Notes]:
+def open_run(path: str | Path, *, device: str | None = None) -> tuple[WeightPosterior, Notes]:
     """The posterior in the folder `path`, and the notes beside it.
 
     Raises:

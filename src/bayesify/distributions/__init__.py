@@ -8,10 +8,12 @@ from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
+from bayesify.distributions.shared_normal import SharedNormal
 
 DISTRIBUTIONS: dict[str, type[WeightDistribution]] = {
     "LowRankParticles": LowRankParticles,
     "MatrixNormal": MatrixNormal,
     "MeanField": MeanField,
     "Particles": Particles,
+    "SharedNormal": SharedNormal,
 }

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import nn
@@ -23,6 +23,19 @@ class WeightDistribution(nn.Module, ABC):
     @abstractmethod
     def from_state(cls, state: Named) -> Self:
         """The distribution whose `state_dict()` is `state`."""
+
+    @classmethod
+    def from_stored(cls, stored: Named) -> Self:
+        """The distribution whose `stored()` is `stored`.
+
+        Raises:
+            LoadError: it is no such thing.
+        """
+        return cls.from_state(stored)
+
+    def stored(self) -> Named:
+        """What a file holds: the state, in as few bytes as it takes."""
+        return self.state_dict()
 
     @property
     @abstractmethod
@@ -71,3 +84,15 @@ class WeightDistribution(nn.Module, ABC):
         """
         draw = self.sample(1, generator=generator)
         return self.weights(tree_map(lambda each: each[0], draw))
+
+
+@runtime_checkable
+class Scalable(Protocol):
+    """A distribution whose noise can be made wider or narrower as a whole."""
+
+    def scaled(self, factor: float) -> Self:
+        """The same distribution with every standard deviation multiplied by `factor` > 0.
+
+        Means, and what is held by a trainer (`requires_grad=False`), stay as they are.
+        """
+        ...

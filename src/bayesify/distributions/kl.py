@@ -11,6 +11,7 @@ from torch import Tensor
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
+from bayesify.distributions.shared_normal import SharedNormal
 from bayesify.errors import UnsupportedModelError
 from bayesify.numerics.linalg import log_determinant
 from bayesify.priors import NormalPrior, Prior
@@ -76,7 +77,49 @@ def _matrix_normal_normal(q: MatrixNormal, prior: NormalPrior) -> Tensor:
     return torch.stack(terms).sum()
 
 
+def _shared_normal_normal(q: SharedNormal, prior: NormalPrior) -> Tensor:
+    """Sum over the entries of each code at once: n_k KL(N(loc_k, scale_k^2) || prior).
+
+    Where the prior's mean differs from weight to weight, entry by entry. Under the shared laws a
+    code is one random number, and its divergence is the mean over its uses; under "shared" the
+    expected divergence given (m, s), an upper bound of that of the marginal.
+    """
+    if q.law == "fixed":
+        raise UnsupportedModelError("no KL(fixed weights || prior): they have no density.")
+    uses = q.counts.sum(0).clamp_min(1).to(q.loc)
+    share = 1 / uses if q.is_shared else torch.ones_like(uses)
+    terms = []
+    parts = zip(q.tensors().items(), q.unit, q.counts, q.variance_by_code(), strict=True)
+    for number, ((name, coded), unit, count, variance) in enumerate(parts):
+        width = prior.scale_of(name) / unit
+        center = torch.as_tensor(prior.loc_of(name)).to(unit) / unit
+        law = q.loc, variance, q.log_scale_by_code(number)
+        if center.ndim:
+            alone = coded.alone()
+            codes = coded.codes.flatten()[alone].int()
+            center = center.expand(coded.codes.shape).flatten()
+            at = center[alone], center[coded.outliers.long()], center[coded.blends.long()]
+            law = tuple(each.index_select(0, codes) for each in law)
+            weight = share.index_select(0, codes)
+        else:
+            at, weight = (center, center, center), share * count
+        terms.append((weight * _normal_terms(law, at[0], width)).sum())
+        terms.append(_normal_terms(q.own_part(number), at[1], width).sum())
+        if not q.is_shared:
+            blend = coded.blended(q.loc), coded.blended(variance, power=2)
+            terms.append(_normal_terms((*blend, blend[1].log() / 2), at[2], width).sum())
+    return torch.stack(terms).sum()
+
+
+def _normal_terms(law: tuple[Tensor, ...], center: Tensor, width: Tensor) -> Tensor:
+    """KL(N(loc, variance) || N(center, width^2)), elementwise, for (loc, variance, log scale)."""
+    loc, variance, log_scale = law
+    square = (variance + (loc - center).square()) / width.square()
+    return 0.5 * (square - 1) - log_scale + width.log()
+
+
 CLOSED_FORMS: dict[tuple[type, type], Callable[[Any, Any], Tensor]] = {
     (MeanField, NormalPrior): _mean_field_normal,
     (MatrixNormal, NormalPrior): _matrix_normal_normal,
+    (SharedNormal, NormalPrior): _shared_normal_normal,
 }

@@ -3,20 +3,24 @@
 from bayesify.methods.bali import BALI
 from bayesify.methods.base import Method
 from bayesify.methods.bella import Bella
+from bayesify.methods.diagonal_laplace import DiagonalLaplace
 from bayesify.methods.ensemble import Ensemble
 from bayesify.methods.fine_tuned_ensemble import FineTunedEnsemble
 from bayesify.methods.map import MAP
 from bayesify.methods.mean_field_vi import MeanFieldVI
 from bayesify.methods.stf import STF
 from bayesify.methods.svgd import SVGD
+from bayesify.methods.weight_sharing import WeightSharing
 
 METHODS: dict[str, type[Method]] = {
     "map": MAP,
     "ensemble": Ensemble,
     "mean-field-vi": MeanFieldVI,
     "stf": STF,
+    "diagonal-laplace": DiagonalLaplace,
     "bali": BALI,
     "bella": Bella,
     "svgd": SVGD,
     "fine-tuned-ensemble": FineTunedEnsemble,
+    "weight-sharing": WeightSharing,
 }

@@ -68,6 +68,31 @@ class AllWeights:
 
 @register
 @dataclass(frozen=True)
+class Matrices:
+    """The weights of two axes or more: matrices, kernels, embeddings; no biases, no norms.
+
+    Example:
+        >>> matrices(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)))
+        ['0.weight']
+    """
+
+    def __call__(self, model: nn.Module, example: Inputs | None = None) -> list[str]:
+        """Names of the weights of two axes or more.
+
+        Raises:
+            UnsupportedModelError: there are none.
+        """
+        chosen = [name for name, each in weights_of(model).items() if each.ndim >= 2]
+        if not chosen:
+            raise UnsupportedModelError(
+                f"`matrices` found no weight of two axes or more in {type(model).__name__}; pass "
+                f"`where=matching('...')` with the names of the weights you mean."
+            )
+        return chosen
+
+
+@register
+@dataclass(frozen=True)
 class Matching:
     """The weights whose name matches one of the shell-style patterns. Use `matching(...)`."""
 
@@ -103,6 +128,7 @@ class Matching:
 first_layer = FirstLayer()
 last_layer = LastLayer()
 all_weights = AllWeights()
+matrices = Matrices()
 
 
 def matching(*patterns: str) -> Matching:
@@ -119,7 +145,8 @@ def where_from_text(text: str) -> Where:
     """The selector that a command line names.
 
     Args:
-        text: `first_layer`, `last_layer`, `all_weights`, or patterns with commas between them.
+        text: `first_layer`, `last_layer`, `all_weights`, `matrices`, or patterns with commas
+            between them.
 
     Example:
         >>> where_from_text("*.mlp.*")
@@ -129,6 +156,7 @@ def where_from_text(text: str) -> Where:
         "first_layer": first_layer,
         "last_layer": last_layer,
         "all_weights": all_weights,
+        "matrices": matrices,
     }
     return named[text] if text in named else matching(*text.split(","))
 

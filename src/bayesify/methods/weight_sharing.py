@@ -1,0 +1,264 @@
+"""Stochastic weight sharing: all weights of a network from a small set of 2-D Gaussians.
+
+Source: Lin, Ruan, Zhao & Ji 2025, "Stochastic Weight Sharing for Bayesian Neural Networks"
+("2DGBNN"); the algorithm as its code's README gives it, stages 1 and 2.
+
+    source     N(loc_i, scale_i^2) of every weight, post hoc or by mean-field VI
+    structure  a Gaussian mixture over (loc_i, log scale_i), outliers, blends   (methods/sharing.py)
+    merging    of Gaussians near in W2 distance, gradient and variance          (methods/merging.py)
+    tuning     mean_b E_q[-log p(y_b | x_b, w)] + T KL(q || prior) / N  over the book and the
+               outliers, where KL is exact: each code's term times the number of its weights
+
+Completions of ours. The published sampling law is ambiguous (`distributions/shared_normal.py` names
+the readings); by default every weight draws for itself, since draws that are shared by all weights
+of a code break the posterior unless their variance is tiny. Coordinates are relative to each
+tensor's root mean square and use log scale, so that one book serves all layers. Variances are
+pooled by the harmonic mean. Outliers are the weights whose code would cost the most nats. Structure
+changes at the ends of epochs, but for the last third. In the released code the tuning has no
+gradient of the data; here it has.
+Cost: 2 (codes + outliers) parameters. Tuning costs what mean-field VI does; without it
+(`epochs=0`) the fit is the source's, and seconds of clustering.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from bayesify.distributions.mean_field import MeanField
+from bayesify.distributions.particles import Particles
+from bayesify.distributions.shared_normal import LAWS, SharedNormal
+from bayesify.errors import OptionError, UnsupportedModelError
+from bayesify.methods.base import Method, Problem, Run
+from bayesify.methods.codebook import share
+from bayesify.methods.diagonal_laplace import DiagonalLaplace
+from bayesify.methods.map import MAP
+from bayesify.methods.merging import MergeLimits
+from bayesify.methods.shared_tuning import Tuning, TuningOptions
+from bayesify.methods.sharing import Source, quantisation_error
+from bayesify.objective import member_losses
+from bayesify.options import check_options, option, register
+from bayesify.posterior import WeightPosterior
+from bayesify.rescaling import best_factor
+from bayesify.types import Inputs, Named
+from bayesify.weights.named import weights_of
+from bayesify.weights.select import matrices
+
+RULES = ("quantisation", "magnitude", "gradient")
+
+
+@register
+@dataclass(frozen=True)
+class WeightSharing:
+    """Gaussians shared by many weights, around a network that is trained first.
+
+    Example:
+        >>> import bayesify
+        >>> net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 10))
+        >>> x, y = torch.randn(96, 64), torch.randint(10, (96,))
+        >>> method = WeightSharing(pretrain=MAP(epochs=1), codes=16)
+        >>> held_out = x[64:], y[64:]
+        >>> posterior = bayesify.fit(net, (x[:64], y[:64]), method, validation=held_out)
+        >>> posterior.trainable_parameters          # 16 Gaussians and 1 % of 9,472 weights, twice
+        222
+    """
+
+    pretrain: Method | None = option(
+        MAP(), help="method that trains the network first; none: it is trained already"
+    )
+    source: Method = option(
+        DiagonalLaplace(pretrain=None, where=matrices),
+        help="method whose mean-field posterior is shared; its own pretrain must be none",
+    )
+    codes: int = option(256, help="Gaussians K at the start", at_least=1, at_most=2**15)
+    outliers: float = option(
+        0.01, help="share of the weights that keep a Gaussian of their own", at_least=0, at_most=0.5
+    )
+    outlier_rule: str = option(
+        "quantisation",
+        help="which: those whose code costs most nats, the largest, or those of largest gradient",
+        choices=RULES,
+    )
+    em_steps: int = option(
+        0, help="steps of EM after k-means, which fits the mixture alone", at_least=0
+    )
+    blending: bool = option(False, help="whether weights far from their Gaussian blend two")
+    merge_distance: float = option(
+        0.0, help="squared W2 distance below which Gaussians merge; 0: none do", at_least=0
+    )
+    merge_gradient: float = option(
+        0.15, help="largest difference of gradients of Gaussians that merge", at_least=0
+    )
+    merge_variance: float = option(
+        1e-3, help="variance that Gaussians which merge must stay below", above=0
+    )
+    law: str = option("per_weight", help="how weights of one code are related", choices=LAWS)
+    epochs: int = option(0, help="passes over the data that tune book and outliers", at_least=0)
+    lr: float = option(1e-3, help="initial learning rate of the means, in units", above=0)
+    scale_lr: float = option(1e-2, help="initial learning rate of the log scales", above=0)
+    prior_scale: float = option(
+        0.3, help="standard deviation of the prior, relative to each tensor's", above=0
+    )
+    prior_loc: str = option(
+        "start", help="where the prior is centred: the start, or zero", choices=("zero", "start")
+    )
+    temperature: float = option(0.1, help="weight T of the KL term in tuning", at_least=0)
+    rescale: bool = option(
+        True, help="whether noise is scaled on validation examples after tuning, if there are any"
+    )
+    num_samples: int = option(10, help="weight samples in the choice of that scale", at_least=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.source.pretrain is not None:
+            raise OptionError(
+                "WeightSharing(source=...): expected a method with pretrain=None, as the network "
+                "is trained by WeightSharing(pretrain=...); move it there."
+            )
+        if self.epochs and self.law == "fixed":
+            raise OptionError("WeightSharing(law='fixed', epochs>0): nothing random to tune.")
+
+    @classmethod
+    def as_published(cls, **options: object) -> Self:
+        """The released code's settings, in its own units where it has some that are ours too."""
+        published: dict[str, object] = {
+            "codes": 6000,
+            "outlier_rule": "gradient",
+            "blending": True,
+            "law": "shared_loc",
+            "merge_distance": 1.5e-7,
+            "epochs": 200,
+            "lr": 1e-5,
+            "scale_lr": 1e-5,
+            "temperature": 1.0,
+        }
+        return cls(**published | options)  # type: ignore[arg-type]
+
+    @property
+    def limits(self) -> MergeLimits | None:
+        """When two Gaussians are merged; None for never."""
+        if not self.merge_distance:
+            return None
+        return MergeLimits(self.merge_distance, self.merge_gradient, self.merge_variance)
+
+    def start(self, problem: Problem) -> "SharingRun":
+        """Start the source; sharing begins when it has ended."""
+        return SharingRun(self, problem)
+
+
+@dataclass
+class SharingRun:
+    """First the source's run, then the structure, then tuning.
+
+    Args:
+        method: The options.
+        problem: What is fitted.
+    """
+
+    method: WeightSharing
+    problem: Problem
+
+    def __post_init__(self) -> None:
+        self._source_run: Run = self.method.source.start(self.problem)
+        self._tuning: Tuning | None = None
+        self._q: SharedNormal | None = None
+
+    @property
+    def epochs(self) -> int:
+        """The source's, and those of tuning."""
+        return self._source_run.epochs + self.method.epochs
+
+    def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
+        """Of the source, or of tuning."""
+        run = self._source_run if self._tuning is None else self._tuning.run
+        return run.step(inputs, target)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Share when the source has ended; later merge and finish."""
+        if self._tuning is None:
+            self._source_run.end_epoch(epoch)
+            if epoch + 1 < self._source_run.epochs:
+                return
+            source, q = self._shared()
+            if self.method.epochs:
+                self._tuning = Tuning(self._tuning_options(), self.problem, source, q)
+                return
+        else:
+            done = epoch + 1 - self._source_run.epochs
+            if done < self.method.epochs:
+                if done <= self.method.epochs * 2 // 3:
+                    self._tuning.restructure()
+                return
+            q = self._tuning.q.compacted()
+        self._q = self._finished(q)
+
+    def posterior(self) -> WeightPosterior:
+        """What has been learnt so far; the source's as long as nothing is shared."""
+        if self._q is not None:
+            return self.problem.posterior(self._q)
+        if self._tuning is not None:
+            return self.problem.posterior(self._tuning.q.compacted())
+        return self._source_posterior()
+
+    def _source_posterior(self) -> WeightPosterior:
+        posterior = self._source_run.posterior()
+        if not isinstance(posterior, WeightPosterior) or not isinstance(posterior.q, MeanField):
+            raise UnsupportedModelError(
+                f"WeightSharing(source={type(self.method.source).__name__}(...)): expected a "
+                f"method that fits a mean-field posterior, such as DiagonalLaplace or MeanFieldVI."
+            )
+        return posterior
+
+    def _shared(self) -> tuple[Source, SharedNormal]:
+        method, q = self.method, self._source_posterior().q
+        assert isinstance(q, MeanField)
+        return share(
+            q.point(),
+            {name: each.detach() for name, each in q.scale.items()},
+            codes=method.codes,
+            outliers=method.outliers,
+            em_steps=method.em_steps,
+            blending=method.blending,
+            law=method.law,
+            limits=method.limits,
+            scores=self._scores,
+            generator=self.problem.generator,
+        )
+
+    def _tuning_options(self) -> TuningOptions:
+        names = [each.name for each in fields(TuningOptions)]
+        return TuningOptions(**{name: getattr(self.method, name) for name in names})
+
+    def _scores(self, source: Source, q: SharedNormal) -> Named:
+        if self.method.outlier_rule == "quantisation":
+            return quantisation_error(source, q)
+        if self.method.outlier_rule == "magnitude":
+            return {name: each.abs() for name, each in source.loc.items()}
+        return accumulated_gradient(self.problem, source)
+
+    def _finished(self, q: SharedNormal) -> SharedNormal:
+        held_out = self.problem.validation
+        if self.method.rescale and self._tuning is not None and held_out is not None:
+            posterior, size = self.problem.posterior(q), self.method.num_samples
+            q = q.scaled(best_factor(posterior, held_out, num_samples=size))
+        return q.rounded()
+
+
+def accumulated_gradient(problem: Problem, source: Source) -> Named:
+    """Sum over training batches of the size of each mean's gradient, in units, by name."""
+    model, total = problem.model.eval(), {n: torch.zeros_like(e) for n, e in source.loc.items()}
+    places, units = weights_of(model), dict(zip(source.loc, source.unit, strict=True))
+    means = {
+        name: (units[name] * each).view(1, *source.shapes[name]).to(places[name])
+        for name, each in source.loc.items()
+    }
+    one = Particles(means, {})  # a single member, at the means
+    for inputs, target in problem.batches():
+        loss = member_losses(
+            model, one, problem.likelihood, inputs, target, readout=problem.readout
+        ).sum()
+        found = torch.autograd.grad(loss, list(one.parameters()), materialize_grads=True)
+        for (name, size), each in zip(total.items(), found, strict=True):
+            size += each.flatten().abs().cpu() * units[name]
+    return total
