@@ -123,11 +123,8 @@ def test_the_bins_are_those_of_the_points():
 def test_flat_sources_do_not_read_the_scales(flat):
     loc, scale = toy()
     other = {name: each * torch.rand_like(each).exp() for name, each in scale.items()}
-    first, second = (Source.of(loc, each, flat=flat) for each in (scale, other))
-    codes = [
-        torch.cat([each.codes.flatten().int() for each in built(held).coded.values()])
-        for held in (first, second)
-    ]
+    structures = [built(Source.of(loc, each, flat=flat)) for each in (scale, other)]
+    codes = [torch.cat([e.codes.flatten().int() for e in s.coded.values()]) for s in structures]
     assert torch.equal(*codes) == flat
     assert len(codes[0].unique()) == 6
 
