@@ -156,6 +156,12 @@ def problem() -> Problem:
     return replace(NETS["mlp"].problem(), batches=lambda: iter(batches))
 
 
+@pytest.mark.parametrize("source", [None, DiagonalLaplace, "diagonal-laplace"])
+def test_the_source_is_an_instance_of_a_method(source):
+    with pytest.raises(OptionError, match="expected an instance of a method"):
+        WeightSharing(source=source)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_accumulated_gradient_is_that_of_the_means_in_units(problem, order):
     names = [name for name, each in weights_of(problem.model).items() if each.ndim > 1][::order]

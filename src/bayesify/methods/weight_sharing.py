@@ -12,9 +12,10 @@ Source: Lin, Ruan, Zhao & Ji 2025, "Stochastic Weight Sharing for Bayesian Neura
 Completions of ours. The published sampling law is ambiguous (`distributions/shared_normal.py` names
 the readings); by default every weight draws for itself, since draws that are shared by all weights
 of a code break the posterior unless their variance is tiny. Coordinates are relative to each
-tensor's root mean square and use log scale, so that one book serves all layers. Variances are
-pooled by the harmonic mean. Outliers are the weights whose code would cost the most nats. Structure
-changes at the ends of epochs, but for the last third. In the released code the tuning has no
+tensor's root mean square and use log scale, so that one book serves all layers. Variances of the
+weights of a code are pooled by the harmonic mean. Outliers are the weights whose code would cost
+the most nats. Gaussians merge at the ends of epochs, but for the last third; weights stay with
+theirs, since the book moves in tuning and the points that it was made of do not. In the released code the tuning has no
 gradient of the data; here it has.
 Cost: 2 (codes + outliers) parameters. Tuning costs what mean-field VI does; without it
 (`epochs=0`) the fit is the source's, and seconds of clustering.
@@ -111,6 +112,11 @@ class WeightSharing:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if isinstance(self.source, type) or not isinstance(self.source, Method):
+            raise OptionError(
+                f"WeightSharing(source={self.source!r}): expected an instance of a method that "
+                f"fits a mean-field posterior, such as DiagonalLaplace(pretrain=None)."
+            )
         if self.source.pretrain is not None:
             raise OptionError(
                 "WeightSharing(source=...): expected a method with pretrain=None, as the network "
