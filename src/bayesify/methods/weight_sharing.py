@@ -15,8 +15,8 @@ of a code break the posterior unless their variance is tiny. Coordinates are rel
 tensor's root mean square and use log scale, so that one book serves all layers. Variances of the
 weights of a code are pooled by the harmonic mean. Outliers are the weights whose code would cost
 the most nats. Gaussians merge at the ends of epochs, but for the last third; weights stay with
-theirs, since the book moves in tuning and the points that it was made of do not. In the released code the tuning has no
-gradient of the data; here it has.
+theirs, since the book moves in tuning and the points that it was made of do not. In the released
+code the tuning has no gradient of the data; here it has.
 Cost: 2 (codes + outliers) parameters. Tuning costs what mean-field VI does; without it
 (`epochs=0`) the fit is the source's, and seconds of clustering.
 """
