@@ -58,11 +58,12 @@ SHARED: dict[str, dict[str, Any]] = {
 }
 FIXED = {f"quantised, K={codes}": {"codes": codes, "law": "fixed"} for codes in (16, 64, 256, 1024)}
 TUNED = {
-    f"K={codes}, tuned": bayesify.WeightSharing(
-        pretrain=None, codes=codes, epochs=4, lr=3e-4, source=LAPLACE, rescale=False
+    "K=64, tuned": bayesify.WeightSharing(
+        pretrain=None, codes=64, epochs=4, lr=3e-4, source=LAPLACE, rescale=False
     )
-    for codes in (64, 256)
 }
+NARROWER = (1.0, 0.707, 0.5)
+"""Of the noise of a tuned posterior, as `rescale` would choose; by halves here, as all scales."""
 LONG = ("unshared", "K=64", "K=256")
 """Arms of all samples; others have ten."""
 
@@ -124,15 +125,26 @@ def run(options: argparse.Namespace, net: torch.nn.Module, held: Any) -> None:
         keep(name, lambda how=how: sharing(how), count)
     training = examples(held, "train", CropAndFlip())
     for name, method in TUNED.items():
-        keep(name, lambda m=method: tuned(net, training, m, factor), SAMPLES)
+        if options.only not in name:
+            continue
+        wide = tuned(options.out / f"fit of {name}", net, training, method, factor)
+        for narrower in NARROWER:
+            scaled = posterior_of(net, wide.q.scaled(narrower))
+            keep(f"{name} x {narrower}", lambda p=scaled: p, SAMPLES)
 
 
 def tuned(
-    net: torch.nn.Module, training: Examples, method: bayesify.WeightSharing, factor: float
+    file: Path,
+    net: torch.nn.Module,
+    training: Examples,
+    method: bayesify.WeightSharing,
+    factor: float,
 ) -> Any:
-    """Post hoc at the factor, shared, and tuned by the ELBO on training images."""
-    method = replace(method, source=replace(LAPLACE, factor=factor))
-    return bayesify.fit(net, training, method, batch_size=64)
+    """Post hoc at the factor, shared, and tuned by the ELBO on training images; kept."""
+    if not file.exists():
+        method = replace(method, source=replace(LAPLACE, factor=factor))
+        bayesify.save(bayesify.fit(net, training, method, batch_size=64), file)
+    return bayesify.load(file, net)
 
 
 def unshared(folder: Path, net: torch.nn.Module, held: Any) -> bayesify.MeanField:
@@ -155,11 +167,10 @@ def describe(posterior: bayesify.WeightPosterior) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         sizes = Sizes.of(bayesify.save(posterior, Path(folder) / "a"), posterior)
     numbers = sum(each.numel() for each in posterior.q.parameters())
-    blends = [b for n, b in posterior.q.named_buffers() if n.endswith(".blends")]
+    shared = isinstance(posterior.q, bayesify.SharedNormal)
     return {
         "numbers": numbers,
-        "blended": sum(len(each) for each in blends),
-        "gaussians": len(getattr(posterior.q, "loc", [])) if blends else None,
+        **(posterior.q.statistics() if shared else {}),
         **sizes.to_json(),
     }
 
@@ -182,14 +193,16 @@ def halves(size: int) -> list[tuple[slice, slice]]:
     return [(first, second), (second, first)]
 
 
-def best_factors(folder: Path, target: Tensor, samples: int) -> list[float]:
+def best_factors(
+    folder: Path, target: Tensor, samples: int, arm: str = "unshared", factors: Any = FACTORS
+) -> list[float]:
     """The factor of least NLL: on all images, then on either half."""
     losses = {
-        factor: -averaged(read(folder, f"unshared x {factor}")[0], samples)
+        factor: -averaged(read(folder, f"{arm} x {factor}")[0], samples)
         .gather(1, target[:, None])
         .squeeze()
-        for factor in FACTORS
-        if (folder / f"unshared x {factor}.safetensors").exists()
+        for factor in factors
+        if (folder / f"{arm} x {factor}.safetensors").exists()
     }
     parts = [slice(None), *(chosen for chosen, _ in halves(len(target)))]
     return [min(losses, key=lambda f: losses[f][part].mean().item()) for part in parts]
@@ -222,17 +235,20 @@ def judge(log_probs: Tensor, target: Tensor) -> dict[str, float]:
 def report(folder: Path, target: Tensor) -> None:
     """One row for each arm and number of samples, as JSON lines and as a table."""
     rows = []
-    for samples in (10, SAMPLES):
-        try:
-            chosen = best_factors(folder, target, samples)
+    families = {"unshared": FACTORS, **dict.fromkeys(TUNED, NARROWER)}
+    for arm, factors in families.items():
+        for samples in (10, SAMPLES):
+            try:
+                chosen = best_factors(folder, target, samples, arm, factors)
+            except ValueError:  # none of them has been run
+                continue
             both = torch.empty(len(target), 10, dtype=torch.float64)
+            facts: dict[str, Any] = {}
             for factor, (_, judged) in zip(chosen[1:], halves(len(target)), strict=True):
-                log_probs, facts = read(folder, f"unshared x {factor}")
+                log_probs, facts = read(folder, f"{arm} x {factor}")
                 both[judged] = averaged(log_probs, samples)[judged]
-            name = f"unshared, chosen by halves: {chosen[1:]}"
+            name = f"{arm}, chosen by halves: {chosen[1:]}"
             rows.append({"arm": name, "samples": samples, **judge(both, target), **facts})
-        except (FileNotFoundError, ValueError):
-            continue
     for file in sorted(folder.glob("*.safetensors")):
         log_probs, facts = read(folder, file.stem)
         for samples in sorted({min(len(log_probs), each) for each in (10, SAMPLES)}):

@@ -324,14 +324,15 @@ def test_compress_writes_a_smaller_posterior_that_the_other_commands_read(
 ):
     out = tmp_path / "small"
     how = ("--codes", "4", "--outliers", "0.02", "--out", str(out))
-    code, said, _ = bayesify_("compress", fitted("blobs.npz"), *how)
+    code, told, _ = bayesify_("compress", fitted("blobs.npz"), *how)
     assert code == 0
-    assert f"See what it costs in accuracy: bayesify evaluate {out}" in said
+    assert f"See what it costs in accuracy: bayesify evaluate {out}" in told
     assert bayesify_("evaluate", str(out))[0] == 0
     code, said, _ = bayesify_("compress", fitted("blobs.npz"), *how, "--overwrite", "--json")
     sizes = json.loads(said)
     assert (code, sizes["saved"]) == (0, sum(file.stat().st_size for file in out.iterdir()))
     assert sizes["of_pair"] < sizes["of_network"]
+    assert f"{sizes['gaussians']} gaussians, {sizes['outliers']} outliers, 0 blended" in told
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from bayesify.cli.saved import open_run
 from bayesify.compression import Sizes, compressed
+from bayesify.distributions import SharedNormal
 from bayesify.errors import OptionError
 from bayesify.persistence import disk_bytes, save
 
@@ -30,8 +31,10 @@ def compress(
     folder = Path(out or f"{run.rstrip('/')}-small")
     save(small, folder, overwrite=overwrite, notes=notes.to_json())
     sizes, before = Sizes.of(folder, small), disk_bytes(Path(run))
+    statistics = small.q.statistics() if isinstance(small.q, SharedNormal) else {}
     if json:
-        print(dumps({"run": run, "out": str(folder), "before": before, **sizes.to_json()}))
+        found = {"run": run, "out": str(folder), "before": before}
+        print(dumps(found | sizes.to_json() | statistics))
         return 0
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{folder}: {sizes.saved:,} bytes, everything counted")
@@ -41,6 +44,7 @@ def compress(
         ("a mean and a deviation for every random weight", sizes.pair),
     ):
         console.print(f"  {sizes.saved / size:6.1%} of {size:,} bytes: {label}")
-    console.print(f"  {small.trainable_parameters:,} learnt numbers")
+    counts = ", ".join(f"{count:,} {name}" for name, count in statistics.items())
+    console.print(f"  {counts}: {small.trainable_parameters:,} learnt numbers")
     console.print(f"See what it costs in accuracy: bayesify evaluate {folder}")
     return 0
