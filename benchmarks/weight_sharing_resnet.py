@@ -5,10 +5,12 @@
 
 The network was trained by others on all of CIFAR-10; FILE holds images of its training set and
 1,017 of its test set (npz: x_train, y_train, x_test, y_test). The Fisher information comes from
-1,000 training images; these cannot choose a scale, as the network knows them by heart. So the scale
-of the noise, and every temperature, is chosen on one half of the test images and judged on the
-other, both ways round. All arms see the same noise, S = 50 samples; fewer are the first of them.
-An arm is a file of log probabilities; what is there is not run again.
+1,000 training images (N = 5,085 of the file); these cannot choose a scale, as the network knows
+them by heart. So temperatures, and the scale of the rows "chosen by halves", are chosen on one half
+of the test images and judged on the other, both ways round. Shared arms are all of one unshared
+posterior, that of least NLL on all test images at S = 50: compare these with it, at the same scale.
+All see the same noise, S = 50 samples; fewer are the first of them. An arm is a file of log
+probabilities; what is there is not run again, so take a new folder after a change.
 """
 
 import argparse
@@ -59,7 +61,7 @@ SHARED: dict[str, dict[str, Any]] = {
 FIXED = {f"quantised, K={codes}": {"codes": codes, "law": "fixed"} for codes in (16, 64, 256, 1024)}
 TUNED = {
     "K=64, tuned": bayesify.WeightSharing(
-        pretrain=None, codes=64, epochs=4, lr=3e-4, source=LAPLACE, rescale=False
+        pretrain=None, codes=64, epochs=4, lr=3e-4, mean_field=LAPLACE, rescale=False
     )
 }
 NARROWER = (1.0, 0.707, 0.5)
@@ -129,7 +131,7 @@ def run(options: argparse.Namespace, net: torch.nn.Module, held: Any) -> None:
             continue
         wide = tuned(options.out / f"fit of {name}", net, training, method, factor)
         for narrower in NARROWER:
-            scaled = posterior_of(net, wide.q.scaled(narrower))
+            scaled = posterior_of(net, wide.q.scaled(narrower).rounded())
             keep(f"{name} x {narrower}", lambda p=scaled: p, SAMPLES)
 
 
@@ -142,7 +144,7 @@ def tuned(
 ) -> Any:
     """Post hoc at the factor, shared, and tuned by the ELBO on training images; kept."""
     if not file.exists():
-        method = replace(method, source=replace(LAPLACE, factor=factor))
+        method = replace(method, mean_field=replace(LAPLACE, factor=factor))
         bayesify.save(bayesify.fit(net, training, method, batch_size=64), file)
     return bayesify.load(file, net)
 
@@ -170,7 +172,7 @@ def describe(posterior: bayesify.WeightPosterior) -> dict[str, Any]:
     shared = isinstance(posterior.q, bayesify.SharedNormal)
     return {
         "numbers": numbers,
-        **(posterior.q.statistics() if shared else {}),
+        **(posterior.q.tally() if shared else {}),
         **sizes.to_json(),
     }
 

@@ -130,13 +130,13 @@ def network(name: str) -> dict[str, Any]:
         clock.stage("saving")
         sizes = Sizes.of(path, small)
         peak = resident("VmHWM")
-        expected = small.q.point()
+        expected = small.q.state_dict()
         del posterior, q, small
         gc.collect()
         clock = Clock(clock.seconds)
         again = bayesify.load(path, net)
         clock.stage("loading")
-    same = all(torch.equal(each, expected[n]) for n, each in again.q.point().items())
+    same = all(torch.equal(each, expected[n]) for n, each in again.q.state_dict().items())
     return {
         "name": name,
         "weights": weights,

@@ -101,7 +101,7 @@ def test_other_posteriors_are_refused_with_what_to_do():
 def test_the_method_and_the_function_agree():
     net, data = NETS["mlp"].model(), NETS["mlp"].data()
     source = DiagonalLaplace(pretrain=None, where=matrices, factor=0.2)
-    method = WeightSharing(pretrain=None, source=source, codes=16, outliers=0.1)
+    method = WeightSharing(pretrain=None, mean_field=source, codes=16, outliers=0.1)
     shared = fit(net, data, method, seed=0)
     again = compressed(fit(net, data, source, seed=0), codes=16, outliers=0.1)
     wide, narrow = shared.q.scale(), again.q.scale()

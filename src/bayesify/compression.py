@@ -1,17 +1,19 @@
 """A saved posterior in few bytes: weights that share Gaussians, packed; and what that saves."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.shared_normal import SharedNormal
-from bayesify.errors import UnsupportedModelError
+from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.methods.codebook import share
 from bayesify.persistence import disk_bytes
 from bayesify.posterior import WeightPosterior
 from bayesify.weights.named import buffers_of, weights_of
+
+MOST_CODES, MOST_OUTLIERS = 2**15, 0.5
 
 
 def compressed(
@@ -25,15 +27,17 @@ def compressed(
     """The same posterior with Gaussians that many weights share; needs no data.
 
     Args:
-        posterior: A mean-field one (of `STF`, `MeanFieldVI`, `DiagonalLaplace`), or one that
-            `WeightSharing` fitted, which is packed whenever it is saved and comes back as it is.
-            Not changed; the result shares its model and likelihood.
+        posterior: A mean-field one (of `STF`, `MeanFieldVI`, `DiagonalLaplace`), all of whose
+            random weights are shared, biases and norms among them: leave these out of the fit by
+            `where=bayesify.matrices`. One that `WeightSharing` fitted comes back as it is: it is
+            packed whenever it is saved. Not changed; the result shares its model and likelihood.
         codes: Gaussians K. Each weight takes ceil(log2 K) bits.
         outliers: Share of the weights that keep a Gaussian of their own.
         blending: Whether weights far from their Gaussian are blended of two.
         seed: Of the clustering.
 
     Raises:
+        OptionError: numbers of codes or outliers that make no sense.
         UnsupportedModelError: weights of another distribution.
 
     Example:
@@ -45,7 +49,12 @@ def compressed(
         >>> wide.trainable_parameters, small.trainable_parameters      # scales alone; all numbers
         (9610, 224)
     """
-    q = posterior.q
+    if not (1 <= codes <= MOST_CODES and 0 <= outliers <= MOST_OUTLIERS):
+        raise OptionError(
+            f"compressed(codes={codes}, outliers={outliers}): expected 1 to {MOST_CODES} codes, "
+            f"and a share of outliers from 0 to {MOST_OUTLIERS}."
+        )
+    q, record = posterior.q, posterior.record
     if isinstance(q, MeanField):
         scale = {name: each.detach() for name, each in q.scale.items()}
         generator = torch.Generator().manual_seed(seed)
@@ -58,6 +67,9 @@ def compressed(
             generator=generator,
         )
         q = shared.rounded()
+        how = {"codes": codes, "outliers": outliers, "blending": blending, "seed": seed}
+        if record is not None:
+            record = replace(record, options=record.options | {"compressed": how})
     elif not isinstance(q, SharedNormal):
         raise UnsupportedModelError(
             f"compressed: expected independent Gaussians over the weights (STF, MeanFieldVI, "
@@ -70,7 +82,7 @@ def compressed(
         posterior.likelihood,
         readout=posterior.readout,
         vectorize=posterior.vectorize,
-        record=posterior.record,
+        record=record,
     )
 
 
@@ -95,7 +107,13 @@ class Sizes:
 
     @classmethod
     def of(cls, folder: str | Path, posterior: WeightPosterior) -> "Sizes":
-        """Of the folder that `posterior` was saved in."""
+        """Of the folder that `posterior` was saved in.
+
+        Raises:
+            OptionError: it was saved with base=False, so that most of it is missing.
+        """
+        if posterior.base() and not (Path(folder) / "base.safetensors").exists():
+            raise OptionError(f"{folder} was saved with base=False; save it with its base weights.")
         weights = weights_of(posterior.model)
         held = weights | buffers_of(posterior.model)
         network = sum(each.numel() * each.element_size() for each in held.values())

@@ -94,6 +94,10 @@ class Posterior(ABC):
     def point(self) -> Named:
         """The single best setting of the weights, for a method that goes on from there."""
 
+    def tally(self) -> dict[str, int]:
+        """What there is to count in the structure of its weights, by name; nothing for most."""
+        return {}
+
     @property
     @abstractmethod
     def trainable_parameters(self) -> int:
@@ -191,6 +195,10 @@ class WeightPosterior(Posterior):
                 readout=self.readout,
                 within=self._within(x, self.q.size(num_samples), chunk_size),
             )
+
+    def tally(self) -> dict[str, int]:
+        """That of q."""
+        return self.q.tally()
 
     def point(self) -> Named:
         """The mean of q."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayesify.batches import split_batch, to_device
 from bayesify.distributions.base import Scalable
-from bayesify.errors import UnsupportedModelError
+from bayesify.errors import DivergenceError, UnsupportedModelError
 from bayesify.loading import Data, as_loader
 from bayesify.modes import seeded
 from bayesify.posterior import WeightPosterior
@@ -97,6 +97,11 @@ def best_factor(
         return tried[halves]
 
     without_noise, at = _nll(times(posterior, NONE), batches, 1, seed), 0
+    if not math.isfinite(without_noise):
+        raise DivergenceError(
+            "rescaled: expected finite predictions of the held-out examples, got some that are "
+            "not, even without noise; look at the network and at extreme values in the data."
+        )
     while at > -2 * RUNGS and (
         loss(at - 2) < loss(at) - GAIN or min(tried.values()) > without_noise + GAIN
     ):

@@ -338,8 +338,8 @@ def test_compress_writes_a_smaller_posterior_that_the_other_commands_read(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--codes", "0"], "--codes 0: expected 1 to 32768"),
-        (["--outliers", "0.9"], "--outliers 0.9: expected a share"),
+        (["--codes", "0"], "expected 1 to 32768 codes"),
+        (["--outliers", "0.9"], "a share of outliers from 0 to 0.5"),
     ],
 )
 def test_mistakes_in_compress(refused, fitted, tmp_path, arguments, message):

@@ -417,4 +417,4 @@ def test_what_does_not_fit_together_is_named(wrong, error, said):
 
 
 def test_the_statistics_count_what_is_shared_and_what_is_not():
-    assert built("per_weight").statistics() == {"gaussians": K, "outliers": OWN, "blended": 2}
+    assert built("per_weight").tally() == {"gaussians": K, "outliers": OWN, "blended": 2}

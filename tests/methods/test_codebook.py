@@ -168,7 +168,7 @@ def test_neighbours_are_merged_if_limits_are_given():
         for limits in (None, MergeLimits(0.0), MergeLimits(1e9))
     )
     assert len(all_.loc) == 1
-    some = share(loc, scale, codes=50, limits=MergeLimits(0.01), generator=generator())[1]
+    some = share(loc, scale, codes=50, limits=MergeLimits(0.05), generator=generator())[1]
     assert 1 < len(some.loc) < len(plain.loc)
 
 
@@ -217,3 +217,16 @@ def test_a_tensor_of_zeros_is_shared_too():
     scale = {name: torch.full_like(each, 0.1) for name, each in loc.items()}
     _, q = share(loc, scale, codes=64, outliers=0.0)
     assert q.point()["bias"].abs().max() < 1e-6
+
+
+def test_weights_beyond_the_histogram_are_outliers_first_and_in_any_case():
+    normal = torch.randn(2 * 10**5, generator=generator())
+    normal[[7, 70_000]] = torch.tensor([60.0, -45.0])
+    loc, scale = {"w": normal}, {"w": torch.full_like(normal, 0.1)}
+    for outliers in (0.0, 1e-5, 0.01):
+        _, q = share(loc, scale, codes=64, outliers=outliers, generator=generator())
+        held = q.tensors()["w"].outliers.tolist()
+        assert {7, 70_000} <= set(held)
+        assert len(held) == max(round(outliers * len(normal)), len(held) if outliers < 1e-3 else 0)
+        assert len(held) < 1e-3 * len(normal) or outliers == 0.01
+        assert (q.point()["w"] - normal).abs().max() < 1  # and not tens, as in a border bin

@@ -34,7 +34,7 @@ from ..zoo import NETS, TiedNet
 
 LAPLACE = DiagonalLaplace(pretrain=None, where=matrices, factor=0.1)
 VI = MeanFieldVI(pretrain=None, epochs=2)
-PLAIN = WeightSharing(pretrain=None, source=LAPLACE, codes=12, outliers=0.05)
+PLAIN = WeightSharing(pretrain=None, mean_field=LAPLACE, codes=12, outliers=0.05)
 
 
 def run_through(method: WeightSharing, problem: Problem) -> SharingRun:
@@ -69,7 +69,7 @@ def largest(scores: dict[str, Tensor], share: float) -> dict[str, list[int]]:
 @pytest.mark.parametrize("source", [LAPLACE, VI])
 def test_without_tuning_it_is_the_sources_posterior_shared_and_rounded(law, source):
     problem = NETS["mlp"].problem()
-    method = replace(PLAIN, source=source, law=law)
+    method = replace(PLAIN, mean_field=source, law=law)
     run = method.start(problem)
     assert run.epochs == source.start(NETS["mlp"].problem()).epochs
     for epoch in range(run.epochs):
@@ -87,7 +87,7 @@ def test_without_tuning_it_is_the_sources_posterior_shared_and_rounded(law, sour
         assert torch.equal(got[name], each), name
 
 
-@pytest.mark.parametrize("changes", [{}, {"epochs": 2}, {"source": VI}])
+@pytest.mark.parametrize("changes", [{}, {"epochs": 2}, {"mean_field": VI}])
 def test_all_learnt_numbers_are_exact_in_half_precision(changes):
     q = fitted(replace(PLAIN, **changes)).q
     assert isinstance(q, SharedNormal)
@@ -97,7 +97,7 @@ def test_all_learnt_numbers_are_exact_in_half_precision(changes):
 
 
 def test_the_default_source_leaves_biases_and_norms_alone():
-    assert WeightSharing().source == DiagonalLaplace(pretrain=None, where=matrices)
+    assert WeightSharing().mean_field == DiagonalLaplace(pretrain=None, where=matrices)
     method = WeightSharing(pretrain=None, codes=8)
     posterior = fitted(method, "cnn", validation=NETS["cnn"].data(seed=3))
     assert posterior.q.names == ["0.weight", "5.weight"]
@@ -159,7 +159,7 @@ def problem() -> Problem:
 @pytest.mark.parametrize("source", [None, DiagonalLaplace, "diagonal-laplace"])
 def test_the_source_is_an_instance_of_a_method(source):
     with pytest.raises(OptionError, match="expected an instance of a method"):
-        WeightSharing(source=source)
+        WeightSharing(mean_field=source)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -203,9 +203,9 @@ def test_weights_may_be_idle_or_tied(model, net):
 
 
 def test_tuning_adds_its_epochs_to_the_sources():
-    run = run_through(replace(PLAIN, source=VI, epochs=3), NETS["mlp"].problem())
+    run = run_through(replace(PLAIN, mean_field=VI, epochs=3), NETS["mlp"].problem())
     assert run.epochs == 5
-    history = fitted(replace(PLAIN, source=VI, epochs=3)).record.history
+    history = fitted(replace(PLAIN, mean_field=VI, epochs=3)).record.history
     assert len(history) == 5
     for each in history:
         assert each["loss"] == pytest.approx(each["nll"] + 0.1 * each["kl"] / 48, rel=1e-4)
@@ -296,7 +296,7 @@ def test_after_tuning_noise_is_scaled_on_validation_examples(monkeypatch, change
 
 
 def test_the_published_settings_are_saved_and_start():
-    method = WeightSharing.as_published(pretrain=None, source=LAPLACE, epochs=2)
+    method = WeightSharing.as_published(pretrain=None, mean_field=LAPLACE, epochs=2)
     assert (method.law, method.codes, method.outlier_rule) == ("shared_loc", 6000, "gradient")
     assert WeightSharing.as_published().epochs == 200
     assert from_json(json.loads(json.dumps(to_json(method)))) == method
@@ -314,7 +314,7 @@ def test_as_many_codes_as_an_int16_holds():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"source": MeanFieldVI()}, r"source=.*pretrain=None.*move it there"),
+        ({"mean_field": MeanFieldVI()}, r"mean_field=.*pretrain=None.*move it there"),
         ({"law": "fixed", "epochs": 1}, "law='fixed'.*nothing random"),
         ({"law": "martial"}, "law='martial'.*'per_weight', 'per_layer'"),
         ({"outlier_rule": "taste"}, "outlier_rule='taste'.*'quantisation', 'magnitude'"),
@@ -332,16 +332,16 @@ def test_options_that_cannot_be_are_named(options, words):
 
 @pytest.mark.parametrize("source", [MAP(), Ensemble(members=2, epochs=1)])
 def test_a_source_without_a_mean_field_posterior_is_named_before_training(source):
-    words = rf"source={type(source).__name__}\(.*mean-field"
+    words = rf"mean_field={type(source).__name__}\(.*mean-field"
     with pytest.raises(UnsupportedModelError, match=words):
-        fitted(replace(PLAIN, pretrain=MAP(epochs=10**9), source=source))
+        fitted(replace(PLAIN, pretrain=MAP(epochs=10**9), mean_field=source))
 
 
 def test_what_is_shared_already_is_not_shared_again():
-    with pytest.raises(UnsupportedModelError, match=r"source=WeightSharing\(.*mean-field"):
-        fitted(replace(PLAIN, source=PLAIN))
+    with pytest.raises(UnsupportedModelError, match=r"mean_field=WeightSharing\(.*mean-field"):
+        fitted(replace(PLAIN, mean_field=PLAIN))
 
 
 def test_where_of_the_source_decides_what_is_shared():
-    method = replace(PLAIN, source=replace(LAPLACE, where=matching("4.*")))
+    method = replace(PLAIN, mean_field=replace(LAPLACE, where=matching("4.*")))
     assert fitted(method).q.names == ["4.weight", "4.bias"]

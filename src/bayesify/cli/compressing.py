@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bayesify.cli.fitting import check_out
 from bayesify.cli.saved import open_run
 from bayesify.compression import Sizes, compressed
-from bayesify.distributions import SharedNormal
 from bayesify.errors import OptionError
 from bayesify.persistence import disk_bytes, save
 
@@ -22,19 +22,20 @@ def compress(
     json: bool,
 ) -> int:
     """Write the small posterior and print its bytes; returns the exit code."""
-    if not 1 <= codes <= 2**15:
-        raise OptionError(f"--codes {codes}: expected 1 to {2**15}.")
-    if not 0 <= outliers <= 0.5:
-        raise OptionError(f"--outliers {outliers}: expected a share from 0 to 0.5.")
+    place = Path(run).resolve()
+    folder = Path(out) if out else place.with_name(f"{place.name}-small")
+    if folder.resolve() == place:
+        raise OptionError(f"--out {out}: that is {run} itself; choose another folder.")
+    check_out(folder, overwrite=overwrite)
     posterior, notes = open_run(run)
+    before = disk_bytes(place)
     small = compressed(posterior, codes=codes, outliers=outliers)
-    folder = Path(out or f"{run.rstrip('/')}-small")
     save(small, folder, overwrite=overwrite, notes=notes.to_json())
-    sizes, before = Sizes.of(folder, small), disk_bytes(Path(run))
-    statistics = small.q.statistics() if isinstance(small.q, SharedNormal) else {}
+    sizes = Sizes.of(folder, small)
+    tally = small.tally()
     if json:
         found = {"run": run, "out": str(folder), "before": before}
-        print(dumps(found | sizes.to_json() | statistics))
+        print(dumps(found | sizes.to_json() | tally))
         return 0
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{folder}: {sizes.saved:,} bytes, everything counted")
@@ -44,7 +45,9 @@ def compress(
         ("a mean and a deviation for every random weight", sizes.pair),
     ):
         console.print(f"  {sizes.saved / size:6.1%} of {size:,} bytes: {label}")
-    counts = ", ".join(f"{count:,} {name}" for name, count in statistics.items())
+    counts = ", ".join(f"{count:,} {name}" for name, count in tally.items())
     console.print(f"  {counts}: {small.trainable_parameters:,} learnt numbers")
+    if small.q is posterior.q:
+        console.print(f"  The weights of {run} share Gaussians already: copied as they are.")
     console.print(f"See what it costs in accuracy: bayesify evaluate {folder}")
     return 0

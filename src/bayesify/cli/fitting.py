@@ -101,6 +101,8 @@ def fit(
         return 0
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"Fitted {method} to {source} in {seconds:.1f} s.")
+    if counts := posterior.tally():
+        console.print(", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
     if judged is not None:
         console.print(f"On the validation part:\n{judged}", markup=False)
     console.print(f"Saved in {saved}. Next: [bold]bayesify evaluate {saved}[/]")

@@ -65,6 +65,10 @@ class WeightDistribution(nn.Module, ABC):
     def point(self) -> Named:
         """The single best setting of the weights: the mean, or the mean of the members."""
 
+    def tally(self) -> dict[str, int]:
+        """What there is to count in its structure, by name; nothing for most."""
+        return {}
+
     def size(self, n: int) -> int:
         """How many samples `sample(n)` gives."""
         return n

@@ -5,8 +5,8 @@
     outliers     gaps between their positions; blends likewise, then second codes and shares
     loc, ...     learnt numbers, in float16 or as int8 sixteenths where each of them is exactly one
 
-A tensor's streams begin on whole bytes, so a file is decoded tensor by tensor, and what is needed
-beside the result is the largest of them.
+A tensor's streams begin on whole bytes, so they are decoded tensor by tensor. Beside the result are
+needed the packed streams (a byte a weight) and what the largest tensor takes.
 """
 
 import json
@@ -122,7 +122,8 @@ def _codes(stream: "_Reader", width: int, count: int, size: int) -> Tensor:
     codes = unpack(stream.read(-(-count * width // 8)), width, count)
     if count and int(codes.max()) >= size:
         raise LoadError(f"expected codes below {size}, got {int(codes.max())}; save them again.")
-    return codes.to(torch.uint8 if size <= 2**8 else torch.int32)
+    kinds = {2**8: torch.uint8, 2**15: torch.int16}
+    return codes.to(next((kind for most, kind in kinds.items() if size <= most), torch.int32))
 
 
 class _Reader:

@@ -11,8 +11,7 @@ released code leave open which is meant:
                  numbers, which may use local reparameterisation
     per_layer    the same with one scale a tensor, so that codes stand for means alone
     shared_loc   u_k ~ N(loc_k, spread_k,11^2), one number for all weights of a code
-    shared       (m, log s)_k ~ N((loc, log scale)_k, spread_k spread_k^T), u_k ~ N(m, s^2), for all
-                 weights of a code
+    shared       the same with u_k ~ N(m, s^2), (m, log s)_k ~ N((loc, log scale)_k, L_k L_k^T)
     fixed        u_i = loc_z: a quantised network without noise
 
 Outliers are independent Gaussians under every law; a blended weight is share * u_z + (1 - share) *
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.packed_normal import pack_state, unpack_state
-from bayesify.errors import LoadError, OptionError, ShapeError, UnsupportedModelError
+from bayesify.errors import BayesifyError, LoadError, OptionError, ShapeError, UnsupportedModelError
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.types import Named
 from bayesify.weights.coded import CodedTensor
@@ -142,7 +141,7 @@ class SharedNormal(WeightDistribution):
         state = unpack_state(stored)
         try:
             return cls.from_state(state)
-        except (OptionError, ShapeError, LookupError, TypeError) as error:
+        except (BayesifyError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise LoadError(f"a damaged {cls.__name__} ({error}); save it again.") from error
 
     def stored(self) -> Named:
@@ -163,7 +162,7 @@ class SharedNormal(WeightDistribution):
         """How each tensor refers to the book."""
         return {decode(name): each for name, each in self.coded.items()}  # type: ignore[misc]
 
-    def statistics(self) -> dict[str, int]:
+    def tally(self) -> dict[str, int]:
         """How many Gaussians are shared, and how many weights are outliers or blended."""
         return {
             "gaussians": len(self.loc),
@@ -221,13 +220,14 @@ class SharedNormal(WeightDistribution):
         return again
 
     def rounded(self) -> "SharedNormal":
-        """With learnt numbers in float16, and the log scales of outliers in sixteenths (3 %)."""
+        """With learnt numbers in float16; log scales of outliers in sixteenths, if in range."""
         again = self._copy()
         with torch.no_grad():
             for each in again.parameters():
                 each.copy_(each.half())
-            steps = (16 * again.own_log_scale).round().clamp(-128, 127)  # what a byte holds
-            again.own_log_scale.copy_(steps / 16)
+            steps = (16 * again.own_log_scale).round()
+            if not len(steps) or steps.abs().max() < 128:  # what a byte holds
+                again.own_log_scale.copy_(steps / 16)
         return again
 
     def compacted(self) -> "SharedNormal":

@@ -32,8 +32,9 @@ def share(
     Args:
         loc: Its means by name.
         scale: Its standard deviations, of the same names and shapes.
-        codes: Gaussians K; merging and rounding may leave fewer.
-        outliers: Share of the weights that keep a Gaussian of their own.
+        codes: Gaussians K; merging may leave fewer, and codes that no weight has are dropped.
+        outliers: Share of the weights that keep a Gaussian of their own. The few beyond the
+            histogram, at most one in five thousand, come first, and in any case.
         blending: Whether weights far from their Gaussian are blended of two.
         law: See `SharedNormal`.
         limits: When Gaussians are merged; None for never.
@@ -50,9 +51,15 @@ def share(
     if limits is not None:
         mixture, _ = merge(mixture, limits)
     chosen = top(source.loc, 0.0)
+    beyond = {name: source.beyond(name) for name in source.loc}
+    ranks = {name: each.float() for name, each in beyond.items()}
     if outliers:
         first = structured(source, mixture, chosen, blending=False)
-        chosen = top(scores(source, booked(source, first, law)), outliers)
+        ranks = scores(source, booked(source, first, law))
+        ranks = {n: each.masked_fill(beyond[n], torch.inf) for n, each in ranks.items()}
+    weights = sum(map(len, ranks.values()))
+    clipped = sum(int(each.sum()) for each in beyond.values())
+    chosen = top(ranks, max(outliers, clipped / weights))
     structure = structured(source, mixture, chosen, blending=blending)
     q = booked(source, structure, law).compacted()
     return source, q.to(next(iter(loc.values())).device)

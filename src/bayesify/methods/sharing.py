@@ -8,7 +8,8 @@ Given a mean-field posterior N(loc_i, scale_i^2) of all weights, in units u_t of
 3. codes: the component most responsible for x_i. Entries whose Mahalanobis distance to it is
    beyond the 95th percentile of chi^2 with 2 degrees of freedom, 5.991, are blended from the two
    most responsible ones, by their responsibilities (the "ellipse points" of the published method);
-4. outliers, which keep a Gaussian of their own: the entries of the highest score;
+4. outliers, which keep a Gaussian of their own: the entries of the highest score, and those few
+   whose means lie outside the histogram;
 5. the book: for each code the Gaussian of least summed KL(book || N(loc_i, scale_i^2)) over its
    entries. Its precision is the mean of their precisions, its mean weighted by them. (With the mean
    of the variances instead, weights that are known well get the noise of those that are not.)
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from bayesify.distributions.mean_field import magnitudes
 from bayesify.distributions.shared_normal import SharedNormal
+from bayesify.errors import UnsupportedModelError
 from bayesify.numerics.histogram import Histogram
 from bayesify.numerics.mixture import Mixture, assign
 from bayesify.types import Named
@@ -35,6 +37,12 @@ from bayesify.weights.coded import CodedTensor
 SHARED_LAWS = ("shared_loc", "shared")
 ELLIPSE = 5.991
 """The 95th percentile of chi^2 with 2 degrees of freedom."""
+
+TAIL, FEW = 1e-4, 10**5
+"""Part of the weights that the histogram leaves out at each side; none where these are few."""
+
+SAMPLE = 2**18
+"""Of how many weights the median scale is taken."""
 
 BLENDED = 0.998
 """A blend with more of its first Gaussian than this is that Gaussian: shares are kept as 255ths."""
@@ -69,10 +77,17 @@ class Source:
             scale: Standard deviations > 0, of the same names and shapes.
             flat: Whether weights are alike that have equal means.
         """
+        kinds = {each.dtype for each in loc.values()}
+        if len(kinds) > 1:
+            raise UnsupportedModelError(
+                f"weights that share Gaussians: expected one type, got {sorted(map(str, kinds))}; "
+                f"convert the network with `.to(dtype)`, or choose weights of one type by `where`."
+            )
         unit = magnitudes(loc)
         means = {n: each.detach().flatten().float().cpu() / unit[n] for n, each in loc.items()}
         logs = {n: (scale[n].detach().flatten().float().cpu() / unit[n]).log() for n in loc}
-        some = torch.cat([each[:: max(1, len(each) // 2**14)] for each in logs.values()])
+        stride = max(1, sum(map(len, logs.values())) // SAMPLE)
+        some = torch.cat([each[::stride] for each in logs.values()])
         return cls(
             means,
             logs,
@@ -89,7 +104,9 @@ class Source:
         def chunks() -> Iterator[Tensor]:
             return map(self.points, self.loc)
 
-        return Histogram.of(chunks) if self.stretch else Histogram.of(chunks, shape=(2**16, 1))
+        few = sum(map(len, self.loc.values())) < FEW
+        shape = (1024, 256) if self.stretch else (2**16, 1)
+        return Histogram.of(chunks, shape=shape, tail=0.0 if few else TAIL)
 
     @cached_property
     def bins(self) -> Named:
@@ -99,6 +116,12 @@ class Source:
     def points(self, name: str) -> Float[Tensor, "weights 2"]:
         """Coordinates of the weights of one tensor."""
         return torch.stack([self.loc[name], self.stretch * self.log_scale[name]], 1)
+
+    def beyond(self, name: str) -> Tensor:
+        """Which weights have means outside the histogram, whose border bins would clip them."""
+        grid, loc = self.histogram, self.loc[name]
+        low, width = grid.lower[0], grid.width[0]
+        return (loc < low - width) | (loc > low + (grid.shape[0] + 1) * width)
 
     def items(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name, mean and log scale of each tensor."""
@@ -172,7 +195,7 @@ def top(scores: Named, share: float) -> dict[str, Integer[Tensor, " outliers"]]:
 
 
 def quantisation_error(source: Source, q: SharedNormal) -> Named:
-    """(loc_i - loc_z)^2 / scale_i^2: what a code costs in nats, times two, by weight name."""
+    """(loc_i - loc_z)^2 / scale_i^2: twice what the mean of a code costs in nats, by weight."""
     with torch.no_grad():
         return {
             name: (loc - q.loc[q.tensors()[name].codes.flatten().long()]).square()

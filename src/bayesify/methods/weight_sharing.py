@@ -3,7 +3,7 @@
 Source: Lin, Ruan, Zhao & Ji 2025, "Stochastic Weight Sharing for Bayesian Neural Networks"
 ("2DGBNN"); the algorithm as its code's README gives it, stages 1 and 2.
 
-    source     N(loc_i, scale_i^2) of every weight, post hoc or by mean-field VI
+    mean field N(loc_i, scale_i^2) of every weight, post hoc or by mean-field VI
     structure  a Gaussian mixture over (loc_i, log scale_i), outliers, blends   (methods/sharing.py)
     merging    of Gaussians near in W2 distance, gradient and variance          (methods/merging.py)
     tuning     mean_b E_q[-log p(y_b | x_b, w)] + T KL(q || prior) / N  over the book and the
@@ -13,12 +13,13 @@ Completions of ours. The published sampling law is ambiguous (`distributions/sha
 the readings); by default every weight draws for itself, since draws that are shared by all weights
 of a code break the posterior unless their variance is tiny. Coordinates are relative to each
 tensor's root mean square and use log scale, so that one book serves all layers. Variances of the
-weights of a code are pooled by the harmonic mean. Outliers are the weights whose code would cost
-the most nats. Gaussians merge at the ends of epochs, but for the last third; weights stay with
+weights of a code are pooled by the harmonic mean. Outliers are the weights whose code's mean would
+cost the most nats. Gaussians merge at the ends of epochs, but for the last third; weights stay with
 theirs, since the book moves in tuning and the points that it was made of do not. In the released
 code the tuning has no gradient of the data; here it has.
 Cost: 2 (codes + outliers) parameters. Tuning costs what mean-field VI does; without it
-(`epochs=0`) the fit is the source's, and seconds of clustering.
+(`epochs=0`) the fit is the source's, and seconds of clustering. Outliers by gradient take one more
+pass over the data.
 """
 
 from dataclasses import dataclass, fields
@@ -68,7 +69,7 @@ class WeightSharing:
     pretrain: Method | None = option(
         MAP(), help="method that trains the network first; none: it is trained already"
     )
-    source: Method = option(
+    mean_field: Method = option(
         DiagonalLaplace(pretrain=None, where=matrices),
         help="method whose mean-field posterior is shared; its own pretrain must be none",
     )
@@ -89,7 +90,7 @@ class WeightSharing:
         0.0, help="squared W2 distance below which Gaussians merge; 0: none do", at_least=0
     )
     merge_gradient: float = option(
-        0.15, help="largest difference of gradients of Gaussians that merge", at_least=0
+        0.15, help="largest difference of gradients of Gaussians that merge in tuning", at_least=0
     )
     merge_variance: float = option(
         1e-3, help="variance that Gaussians which merge must stay below", above=0
@@ -112,22 +113,29 @@ class WeightSharing:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if isinstance(self.source, type) or not isinstance(self.source, Method):
+        if isinstance(self.mean_field, type) or not isinstance(self.mean_field, Method):
             raise OptionError(
-                f"WeightSharing(source={self.source!r}): expected an instance of a method that "
-                f"fits a mean-field posterior, such as DiagonalLaplace(pretrain=None)."
+                f"WeightSharing(mean_field={self.mean_field!r}): expected an instance of a method "
+                f"that fits a mean-field posterior, such as DiagonalLaplace(pretrain=None)."
             )
-        if self.source.pretrain is not None:
+        if self.mean_field.pretrain is not None:
             raise OptionError(
-                "WeightSharing(source=...): expected a method with pretrain=None, as the network "
-                "is trained by WeightSharing(pretrain=...); move it there."
+                "WeightSharing(mean_field=...): expected a method with pretrain=None, as the "
+                "network is trained by WeightSharing(pretrain=...); move it there."
             )
         if self.epochs and self.law == "fixed":
             raise OptionError("WeightSharing(law='fixed', epochs>0): nothing random to tune.")
 
     @classmethod
     def as_published(cls, **options: object) -> Self:
-        """The released code's settings, in its own units where it has some that are ours too."""
+        """The settings of the released code that there are here.
+
+        K, the merging thresholds (there on raw weights, here relative to each tensor, so they
+        merge less), the sampling law, Adam's rate, epochs, T = 1. Its outliers are the union of
+        1 % of the gradients and |mu| > .2; here the former alone. Batches of 256 are `fit`'s to
+        give. Its noise was trained by cross-entropy alone: the nearest here is
+        `mean_field=MeanFieldVI(pretrain=None, temperature=0)`.
+        """
         published: dict[str, object] = {
             "codes": 6000,
             "outlier_rule": "gradient",
@@ -138,6 +146,7 @@ class WeightSharing:
             "lr": 1e-5,
             "scale_lr": 1e-5,
             "temperature": 1.0,
+            "rescale": False,
         }
         return cls(**published | options)  # type: ignore[arg-type]
 
@@ -166,7 +175,7 @@ class SharingRun:
     problem: Problem
 
     def __post_init__(self) -> None:
-        self._source_run: Run = self.method.source.start(self.problem)
+        self._source_run: Run = self.method.mean_field.start(self.problem)
         self._tuning: Tuning | None = None
         self._q: SharedNormal | None = None
 
@@ -211,8 +220,8 @@ class SharingRun:
         posterior = self._source_run.posterior()
         if not isinstance(posterior, WeightPosterior) or not isinstance(posterior.q, MeanField):
             raise UnsupportedModelError(
-                f"WeightSharing(source={type(self.method.source).__name__}(...)): expected a "
-                f"method that fits a mean-field posterior, such as DiagonalLaplace or MeanFieldVI."
+                f"WeightSharing(mean_field={type(self.method.mean_field).__name__}(...)): expected "
+                f"a method that fits a mean-field posterior, as DiagonalLaplace or MeanFieldVI."
             )
         return posterior
 
