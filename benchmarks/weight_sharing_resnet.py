@@ -62,9 +62,19 @@ FIXED = {f"quantised, K={codes}": {"codes": codes, "law": "fixed"} for codes in 
 TUNED = {
     "K=64, tuned": bayesify.WeightSharing(
         pretrain=None, codes=64, epochs=4, lr=3e-4, mean_field=LAPLACE, rescale=False
-    )
+    ),
+    "K=256, tuned gently": bayesify.WeightSharing(
+        pretrain=None,
+        codes=256,
+        epochs=2,
+        lr=1e-4,
+        scale_lr=3e-3,
+        temperature=0.01,
+        mean_field=LAPLACE,
+        rescale=False,
+    ),
 }
-NARROWER = (1.0, 0.707, 0.5)
+NARROWER = (1.0, 0.85, 0.707)
 """Of the noise of a tuned posterior, as `rescale` would choose; by halves here, as all scales."""
 LONG = ("unshared", "K=64", "K=256")
 """Arms of all samples; others have ten."""
