@@ -74,6 +74,15 @@ TUNED = {
         rescale=False,
     ),
 }
+VARIATIONAL = bayesify.MeanFieldVI(
+    pretrain=None,
+    where=bayesify.matrices,
+    epochs=2,
+    lr=1e-4,
+    scale_lr=3e-3,
+    initial_scale=0.1,
+    temperature=0.01,
+)
 NARROWER = (1.0, 0.85, 0.707)
 """Of the noise of a tuned posterior, as `rescale` would choose; by halves here, as all scales."""
 LONG = ("unshared", "K=64", "K=256")
@@ -136,6 +145,7 @@ def run(options: argparse.Namespace, net: torch.nn.Module, held: Any) -> None:
         count = 1 if name in FIXED else SAMPLES if name in LONG else 10
         keep(name, lambda how=how: sharing(how), count)
     training = examples(held, "train", CropAndFlip())
+    keep("mean-field VI", lambda: bayesify.fit(net, training, VARIATIONAL), SAMPLES)
     for name, method in TUNED.items():
         if options.only not in name:
             continue
