@@ -66,6 +66,7 @@ SPECIALISES = {
     ("codebook", "merging"),
     ("codebook", "sharing"),
     ("merging", "sharing"),
+    ("shared_tuning", "mean_field_vi"),  # the ELBO, over a book
     ("shared_tuning", "merging"),
     ("shared_tuning", "sharing"),
     ("stf", "map"),

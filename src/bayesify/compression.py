@@ -76,14 +76,9 @@ def compressed(
             f"DiagonalLaplace, WeightSharing), got {type(q).__name__}; fit one of these first, "
             f"e.g. bayesify.fit(net, data, DiagonalLaplace(pretrain=None), validation=held_out)."
         )
-    return WeightPosterior(
-        posterior.model,
-        q,
-        posterior.likelihood,
-        readout=posterior.readout,
-        vectorize=posterior.vectorize,
-        record=record,
-    )
+    small = posterior.replaced(q)
+    small.record = record
+    return small
 
 
 @dataclass(frozen=True)

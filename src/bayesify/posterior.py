@@ -221,6 +221,17 @@ class WeightPosterior(Posterior):
         everything = weights_of(self.model) | buffers_of(self.model)
         return {name: each for name, each in everything.items() if name not in covered}
 
+    def replaced(self, q: WeightDistribution) -> "WeightPosterior":
+        """The same with another distribution over the weights; the other parts are shared."""
+        return WeightPosterior(
+            self.model,
+            q,
+            self.likelihood,
+            readout=self.readout,
+            vectorize=self.vectorize,
+            record=self.record,
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeightPosterior":
         again = copy.copy(self)
         memo[id(self)] = again

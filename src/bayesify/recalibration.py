@@ -71,11 +71,4 @@ def _by_member(posterior: WeightPosterior, q: Members, loader: DataLoader) -> We
         for batch in loader:
             inputs = to_device(split_batch(batch)[0], posterior.device)
             outputs(model, again, inputs, vectorize=False, readout=posterior.readout)
-    return WeightPosterior(
-        model,
-        again,
-        posterior.likelihood,
-        readout=posterior.readout,
-        vectorize=posterior.vectorize,
-        record=posterior.record,
-    )
+    return posterior.replaced(again)

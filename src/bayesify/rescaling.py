@@ -130,14 +130,7 @@ def times(posterior: WeightPosterior, factor: float) -> WeightPosterior:
             f"{type(q).__name__}; define `scaled(factor)` on it, or calibrate the predictive "
             f"instead (bayesify.temperature_scaled)."
         )
-    return WeightPosterior(
-        posterior.model,
-        q if factor == 1 else q.scaled(factor),
-        posterior.likelihood,
-        readout=posterior.readout,
-        vectorize=posterior.vectorize,
-        record=posterior.record,
-    )
+    return posterior.replaced(q if factor == 1 else q.scaled(factor))
 
 
 def _nll(

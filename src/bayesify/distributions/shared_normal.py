@@ -14,8 +14,7 @@ released code leave open which is meant:
     shared       the same with u_k ~ N(m, s^2), (m, log s)_k ~ N((loc, log scale)_k, L_k L_k^T)
     fixed        u_i = loc_z: a quantised network without noise
 
-Outliers are independent Gaussians under every law; a blended weight is share * u_z + (1 - share) *
-u_z' of two independent draws.
+Outliers are independent under every law; a blend is share * u_z + (1 - share) * u_z', two draws.
 Cost: 1 to 2 bytes a weight in memory. To be learnt are two numbers an outlier, and 2 K per_weight
 and shared_loc, K + T per_layer, 5 K shared; fixed K and one number an outlier.
 """
@@ -37,7 +36,8 @@ from bayesify.weights.coded import CodedTensor
 from bayesify.weights.gaussian import GaussianWeight
 from bayesify.weights.store import decode, encode
 
-LAWS = ("per_weight", "per_layer", "shared_loc", "shared", "fixed")
+SHARED_LAWS = ("shared_loc", "shared")
+LAWS = ("per_weight", "per_layer", *SHARED_LAWS, "fixed")
 
 
 class SharedNormal(WeightDistribution):
@@ -151,7 +151,7 @@ class SharedNormal(WeightDistribution):
     @property
     def is_shared(self) -> bool:
         """Whether the weights of a code are one number in a sample."""
-        return self.law in ("shared_loc", "shared")
+        return self.law in SHARED_LAWS
 
     @property
     def names(self) -> list[str]:

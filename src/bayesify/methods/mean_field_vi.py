@@ -19,10 +19,12 @@ frozen need no gradient of their own, so where the first layer alone is random a
 2/3 of an ordinary one. Prediction costs S forward passes (less where the randomness starts late).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.methods.base import GradientRun, Method, Problem, adam
 from bayesify.methods.map import MAP
@@ -81,36 +83,75 @@ class MeanFieldVI:
             relative=True,
             example=problem.example,
         )
-        prior = self.prior(q.point()).to(next(model.parameters()).device)
-
-        def terms(inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-            return elbo_terms(
-                model,
-                q,
-                problem.likelihood,
-                prior,
-                inputs,
-                target,
-                num_data=problem.num_data,
-                temperature=self.temperature,
-                generator=problem.generator,
-                readout=problem.readout,
-            )._asdict()
-
-        groups = q.parameter_groups(lr=self.lr, scale_lr=self.scale_lr)
-        groups.append({"params": list(problem.likelihood.parameters()), "lr": self.scale_lr})
-        return GradientRun(
-            terms,
-            adam(groups),
+        return elbo_run(
+            problem,
+            q,
+            self.prior(q.point()),
+            q.parameter_groups(lr=self.lr, scale_lr=self.scale_lr),
+            likelihood_lr=self.scale_lr,
             epochs=self.epochs,
-            steps_per_epoch=problem.steps_per_epoch,
-            posterior=lambda: problem.posterior(q),
+            temperature=self.temperature,
         )
 
     def prior(self, start: Named) -> NormalPrior:
         """The prior over the weights that start at `start`."""
         unit = magnitudes(start) if self.prior_relative else dict.fromkeys(start, 1.0)
-        return NormalPrior(
-            {name: self.prior_scale * each for name, each in unit.items()},
-            loc=copied(start) if self.prior_loc == "start" else None,
-        )
+        return prior_in_units(start, unit, self.prior_scale, self.prior_loc)
+
+
+def prior_in_units(start: Named, unit: dict[str, float], scale: float, loc: str) -> NormalPrior:
+    """Normals as wide as `scale` times the unit of each tensor, at the "start" or at "zero"."""
+    return NormalPrior(
+        {name: scale * each for name, each in unit.items()},
+        loc=copied(start) if loc == "start" else None,
+    )
+
+
+def elbo_run(
+    problem: Problem,
+    q: WeightDistribution,
+    prior: NormalPrior,
+    groups: list[dict[str, object]],
+    *,
+    likelihood_lr: float,
+    epochs: int,
+    temperature: float,
+    before_step: Callable[[], None] = lambda: None,
+) -> GradientRun:
+    """A run that descends the negative ELBO of `problem`, whose network is frozen.
+
+    Args:
+        problem: What is fitted; its model is in the mode and as frozen as the caller wants it.
+        q: What is learnt.
+        prior: Moved to the model's device.
+        groups: Of q's parameters, for the optimiser.
+        likelihood_lr: Initial learning rate of the likelihood's parameters.
+        epochs: Passes over the data.
+        temperature: T, the weight of the KL term.
+        before_step: Called before each step, while the gradients of the one before are there.
+    """
+    prior = prior.to(next(problem.model.parameters()).device)
+
+    def terms(inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
+        before_step()
+        return elbo_terms(
+            problem.model,
+            q,
+            problem.likelihood,
+            prior,
+            inputs,
+            target,
+            num_data=problem.num_data,
+            temperature=temperature,
+            generator=problem.generator,
+            readout=problem.readout,
+        )._asdict()
+
+    likelihood = {"params": list(problem.likelihood.parameters()), "lr": likelihood_lr}
+    return GradientRun(
+        terms,
+        adam([*groups, likelihood]),
+        epochs=epochs,
+        steps_per_epoch=problem.steps_per_epoch,
+        posterior=lambda: problem.posterior(q),
+    )

@@ -8,14 +8,11 @@ from torch.nn import functional as F
 
 from bayesify.distributions.mean_field import magnitudes
 from bayesify.distributions.shared_normal import SharedNormal
-from bayesify.methods.base import GradientRun, Problem, adam
+from bayesify.methods.base import Problem
+from bayesify.methods.mean_field_vi import elbo_run, prior_in_units
 from bayesify.methods.merging import MergeLimits, current, merge
 from bayesify.methods.sharing import Source, factors
 from bayesify.numerics.wasserstein import merged
-from bayesify.objective import elbo_terms
-from bayesify.priors import NormalPrior
-from bayesify.types import Inputs
-from bayesify.weights.named import copied
 
 
 @dataclass(frozen=True)
@@ -40,37 +37,17 @@ class Tuning:
         self.q = q
         self._options, self._source = options, source
         self._gradient, self._steps = torch.zeros_like(q.loc), 0
-        model = problem.model.eval().requires_grad_(False)
+        problem.model.eval().requires_grad_(False)
         start = q.point()
-        unit = magnitudes(start)
-        prior = NormalPrior(
-            {name: options.prior_scale * each for name, each in unit.items()},
-            loc=copied(start) if options.prior_loc == "start" else None,
-        ).to(next(model.parameters()).device)
-
-        def terms(inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-            self._note_gradient()
-            return elbo_terms(
-                model,
-                q,
-                problem.likelihood,
-                prior,
-                inputs,
-                target,
-                num_data=problem.num_data,
-                temperature=options.temperature,
-                generator=problem.generator,
-                readout=problem.readout,
-            )._asdict()
-
-        groups = q.parameter_groups(lr=options.lr, scale_lr=options.scale_lr)
-        groups.append({"params": list(problem.likelihood.parameters()), "lr": options.scale_lr})
-        self.run = GradientRun(
-            terms,
-            adam(groups),
+        self.run = elbo_run(
+            problem,
+            q,
+            prior_in_units(start, magnitudes(start), options.prior_scale, options.prior_loc),
+            q.parameter_groups(lr=options.lr, scale_lr=options.scale_lr),
+            likelihood_lr=options.scale_lr,
             epochs=options.epochs,
-            steps_per_epoch=problem.steps_per_epoch,
-            posterior=lambda: problem.posterior(q),
+            temperature=options.temperature,
+            before_step=self._note_gradient,
         )
 
     def restructure(self) -> None:

@@ -27,14 +27,13 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from bayesify.distributions.mean_field import magnitudes
-from bayesify.distributions.shared_normal import SharedNormal
+from bayesify.distributions.shared_normal import SHARED_LAWS, SharedNormal
 from bayesify.errors import UnsupportedModelError
 from bayesify.numerics.histogram import Histogram
 from bayesify.numerics.mixture import Mixture, assign
 from bayesify.types import Named
 from bayesify.weights.coded import CodedTensor
 
-SHARED_LAWS = ("shared_loc", "shared")
 ELLIPSE = 5.991
 """The 95th percentile of chi^2 with 2 degrees of freedom."""
 
