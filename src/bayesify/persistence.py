@@ -68,11 +68,13 @@ def save(
         )
     path = Path(path)
     check_free(path, overwrite, "a posterior", _is_posterior)
-    described = set() if not base else set(posterior.base())
-    description = _manifest(posterior, notes or {}, described)
-    parts = {"q": posterior.q.stored(), "likelihood": posterior.likelihood.state_dict()}
-    if base:
-        parts["base"] = posterior.base()
+    along = posterior.base() if base else {}
+    description = _manifest(posterior, notes or {}, elsewhere=set(along))
+    parts = {
+        "q": posterior.q.stored(),
+        "likelihood": posterior.likelihood.state_dict(),
+        "base": along,
+    }
     with appearing(path) as folder:
         files = {}
         for part, tensors in parts.items():
@@ -202,8 +204,9 @@ def _lines(manifest: dict[str, Any]) -> str:
 
 
 def _manifest(
-    posterior: WeightPosterior, notes: dict[str, Any], elsewhere: set[str]
+    posterior: WeightPosterior, notes: dict[str, Any], *, elsewhere: set[str]
 ) -> dict[str, Any]:
+    """What there is to know before any tensor is read, but the layout of those `elsewhere`."""
     names = {kind: name for name, kind in LIKELIHOODS.items()}
     for part, known in ((posterior.q, DISTRIBUTIONS.values()), (posterior.likelihood, names)):
         if type(part) not in known:

@@ -29,7 +29,7 @@ from torch import Tensor
 from bayesify.distributions.mean_field import magnitudes
 from bayesify.distributions.shared_normal import SHARED_LAWS, SharedNormal
 from bayesify.errors import UnsupportedModelError
-from bayesify.numerics.histogram import Histogram
+from bayesify.numerics.histogram import GRID, Histogram
 from bayesify.numerics.mixture import Mixture, assign
 from bayesify.types import Named
 from bayesify.weights.coded import CodedTensor
@@ -104,7 +104,7 @@ class Source:
             return map(self.points, self.loc)
 
         few = sum(map(len, self.loc.values())) < FEW
-        shape = (1024, 256) if self.stretch else (2**16, 1)
+        shape = GRID if self.stretch else (2**16, 1)
         return Histogram.of(chunks, shape=shape, tail=0.0 if few else TAIL)
 
     @cached_property

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from bayesify.errors import DataError, OptionError, ShapeError
 
+GRID = (1024, 256)
+"""Bins in either direction, unless others are asked for."""
+
 POINTS = 2**16
 """How many points are binned at a time."""
 
@@ -59,7 +62,7 @@ class Histogram:
         *,
         limits: Limits | None = None,
         tail: float = 1e-4,
-        shape: tuple[int, int] = (1024, 256),
+        shape: tuple[int, int] = GRID,
     ) -> "Histogram":
         """Count points.
 
