@@ -1,9 +1,9 @@
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from bayesify.errors import DataError, OptionError, ShapeError
-from bayesify.loading import as_loader
+from bayesify.loading import as_loader, subset
 
 from .zoo import Pairs
 
@@ -73,3 +73,34 @@ def test_other_data_are_refused(data, error, said):
 def test_a_batch_holds_one_example_at_least():
     with pytest.raises(OptionError, match="batch_size=-1: expected at least 1"):
         as_loader((X, Y), batch_size=-1, shuffle=True)
+
+
+def test_a_subset_is_of_the_same_kind():
+    x, y = torch.arange(12.0).reshape(6, 2), torch.arange(6)
+    index = torch.tensor([4, 1])
+    for data in ((x, y), TensorDataset(x, y), Pairs(x, y)):
+        loader = as_loader(subset(data, index), batch_size=4, shuffle=False)
+        (seen, target) = next(iter(loader))
+        assert torch.equal(seen, x[index])
+        assert torch.equal(target, y[index])
+
+
+def test_a_subset_of_a_loader_keeps_its_ways():
+    x, y = torch.arange(12.0).reshape(6, 2), torch.arange(6)
+
+    def collate(pairs):
+        return torch.stack([2 * a for a, _ in pairs]), torch.stack([b for _, b in pairs])
+
+    loader = DataLoader(TensorDataset(x, y), batch_size=2, shuffle=True, collate_fn=collate)
+    part = subset(loader, torch.tensor([0, 3, 5]))
+    assert isinstance(part.sampler, RandomSampler)
+    batches = list(part)
+    assert [len(b) for _, b in batches] == [2, 1]
+    rows = {int(t): s for s_, t_ in batches for s, t in zip(s_, t_, strict=True)}
+    assert torch.equal(rows[3], 2 * x[3])
+
+
+def test_no_subset_of_a_loader_with_a_sampler_of_its_own():
+    loader = as_loader((torch.zeros(4, 1), torch.zeros(4)), batch_size=2, shuffle=True)
+    with pytest.raises(DataError, match="pass its data set instead"):
+        subset(loader, torch.tensor([0]))

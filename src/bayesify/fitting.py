@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from bayesify.batches import first_example, split_batch, to_device
 from bayesify.callbacks import Callback
+from bayesify.certifying import CertifyingPart, cut
 from bayesify.checks import check_data, check_held_out
 from bayesify.cost import CostMeter
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.forward import can_vectorize, read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.loading import Data, as_loader
-from bayesify.methods.base import Method, Problem
+from bayesify.methods.base import Certifiable, Method, Problem
 from bayesify.modes import seeded
 from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior
@@ -88,36 +89,33 @@ def fit(
         likelihood = copying.deepcopy(likelihood)
     model.to(device or next(model.parameters()).device)
     likelihood = resolve(likelihood).to(next(model.parameters()).device)
-    loader = as_loader(data, batch_size=batch_size, shuffle=True)
+    before, data, certifying = _parts(data, method, seed)
     with seeded(seed, model), CostMeter(next(model.parameters()).device) as cost:
-        example, steps = check_data(loader, model, likelihood, readout)
-        problem = Problem(
-            model=model,
-            likelihood=likelihood,
-            num_data=len(loader.dataset),  # type: ignore[arg-type]
-            steps_per_epoch=steps,
-            example=example,
-            inputs=lambda: (x for x, _ in _batches(loader, next(model.parameters()).device)),
-            batches=lambda: _batches(loader, next(model.parameters()).device),
-            readout=readout,
+        problem = _problem(data, model, likelihood, readout, batch_size)
+        problem = replace(
+            problem,
             vectorize=can_vectorize(model) if vectorize is None else vectorize,
             generator=torch.Generator().manual_seed(seed),
             validation=_held_out(validation, model, likelihood, readout, batch_size),
         )
+        early = problem
+        if before is not None:
+            early = _onto(problem, _problem(before, model, likelihood, readout, batch_size))
         for phase in phases:
-            _rehearse(phase, problem)
+            _rehearse(phase, problem if phase is method else early)
         history: list[dict[str, Any]] = []
-        posterior, seconds_per_epoch = _train(problem, method, loader, callbacks, history)
+        posterior, seconds_per_epoch = _train(problem, method, callbacks, history, early=early)
     model.eval()
     posterior.record = FitRecord(
         options=options,
         seed=seed,
-        num_data=problem.num_data,
+        num_data=certifying.num_data if certifying else problem.num_data,
         history=history,
         seconds=cost.seconds,
         seconds_per_epoch=seconds_per_epoch,
         peak_memory_bytes=cost.peak_memory_bytes,
         versions=versions(),
+        certifying=certifying.to_json() if certifying else None,
     )
     return posterior
 
@@ -129,6 +127,48 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
+
+
+def _parts(
+    data: Data, method: Method, seed: int
+) -> tuple[Data | None, Data, CertifyingPart | None]:
+    """What earlier phases see, None for the same; what the method sees; and how that was cut."""
+    share = method.certify_split if isinstance(method, Certifiable) else 0.0
+    if not share:
+        return None, data, None
+    if method.pretrain is None:
+        raise OptionError(
+            f"certify_split={share} keeps data from the training of the network, but pretrain is "
+            f"none; name a method that trains it. A network that was trained elsewhere, on other "
+            f"data, is certified by `certify(..., held_out=True)`."
+        )
+    return cut(data, share, seed)
+
+
+def _problem(
+    data: Data, model: nn.Module, likelihood: Likelihood, readout: Readout, batch_size: int
+) -> Problem:
+    """The data, checked; `fit` fills in the rest."""
+    loader = as_loader(data, batch_size=batch_size, shuffle=True)
+    example, steps = check_data(loader, model, likelihood, readout)
+    return Problem(
+        model=model,
+        likelihood=likelihood,
+        num_data=len(loader.dataset),  # type: ignore[arg-type]
+        steps_per_epoch=steps,
+        example=example,
+        inputs=lambda: (x for x, _ in _batches(loader, next(model.parameters()).device)),
+        batches=lambda: _batches(loader, next(model.parameters()).device),
+        readout=readout,
+        vectorize=True,
+        generator=torch.Generator(),
+    )
+
+
+def _onto(problem: Problem, other: Problem) -> Problem:
+    """The data of `other`, all else of `problem`."""
+    of_data = ("num_data", "steps_per_epoch", "example", "inputs", "batches")
+    return replace(problem, **{name: getattr(other, name) for name in of_data})
 
 
 def _held_out(
@@ -172,13 +212,17 @@ def _rehearse(method: Method, problem: Problem) -> None:
 def _train(
     problem: Problem,
     method: Method,
-    loader: torch.utils.data.DataLoader,
     callbacks: Sequence[Callback],
     history: list[dict[str, Any]],
+    *,
+    early: Problem,
 ) -> tuple[Posterior, float]:
-    """The posterior, and the seconds of an epoch of the method's own."""
+    """The posterior, and the seconds of an epoch of the method's own.
+
+    Phases before the method's own see the data of `early`.
+    """
     if method.pretrain is not None:
-        trained, _ = _train(problem, method.pretrain, loader, callbacks, history)
+        trained, _ = _train(early, method.pretrain, callbacks, history, early=early)
         assign_(problem.model, trained.point())
     device = next(problem.model.parameters()).device
     run = method.start(problem)
@@ -189,7 +233,7 @@ def _train(
         with CostMeter(device) as cost:
             for epoch in range(run.epochs):
                 logs = []
-                for inputs, target in _batches(loader, device):
+                for inputs, target in problem.batches():
                     logs.append(run.step(inputs, target))
                     for callback in callbacks:
                         callback.on_step(logs[-1])

@@ -12,6 +12,7 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    Subset,
     TensorDataset,
 )
 
@@ -52,6 +53,34 @@ def as_loader(data: Data, *, batch_size: int, shuffle: bool) -> DataLoader[Any]:
     return DataLoader(dataset, sampler=batches, batch_size=None)
 
 
+def subset(data: Data, index: Tensor) -> Data:
+    """The examples `index` of `data`, in that order, and the same kind of data where possible.
+
+    Args:
+        data: See `Data`. Of a loader, its batch size, order (shuffled or not) and collation stay.
+        index: Numbers of examples, (n,).
+
+    Raises:
+        DataError: a loader with a batch sampler of its own, or data that cannot be indexed.
+
+    Example:
+        >>> import torch
+        >>> x, y = subset((torch.arange(4.0), torch.arange(4)), torch.tensor([3, 0]))
+        >>> x.tolist(), y.tolist()
+        ([3.0, 0.0], [3, 0])
+    """
+    if isinstance(data, DataLoader):
+        return _part_of_loader(data, index)
+    if isinstance(data, Examples):
+        return Examples(data.x[index], data.y[index], data.normalise, data.augment)
+    dataset = _as_dataset(data)
+    _length(dataset)
+    if isinstance(dataset, TensorDataset):
+        parts = [each[index] for each in dataset.tensors]
+        return cast(Data, tuple(parts)) if isinstance(data, tuple | list) else TensorDataset(*parts)
+    return Subset(dataset, index.tolist())
+
+
 class EvenBatches(Sampler[list[int]]):
     """As few batches of at most `batch_size` as hold all examples, their sizes equal up to one.
 
@@ -74,6 +103,25 @@ class EvenBatches(Sampler[list[int]]):
         smaller, larger = divmod(len(self.sampler), count)
         for batch in range(count):
             yield list(islice(order, smaller + (batch < larger)))
+
+
+def _part_of_loader(loader: DataLoader[Any], index: Tensor) -> DataLoader[Any]:
+    dataset = loader.dataset
+    _length(dataset)
+    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
+        raise DataError(
+            "expected a DataLoader with a batch_size, got one with a sampler of its own, of which "
+            "no part can be taken; pass its data set instead."
+        )
+    return DataLoader(
+        Subset(dataset, index.tolist()),
+        batch_size=loader.batch_size,
+        shuffle=isinstance(loader.sampler, RandomSampler),
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last,
+    )
 
 
 def _as_dataset(data: Any) -> Dataset[Any]:

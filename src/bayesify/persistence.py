@@ -4,6 +4,7 @@
     q.safetensors            the weight distribution, as its `stored()` gives it
     base.safetensors         the weights and buffers that it leaves alone (unless base=False)
     likelihood.safetensors   the likelihood's own parameters, if any
+    prior.safetensors        the prior's means, where a certificate needs them
 
 A folder appears under its final name only when it is complete.
 """
@@ -29,12 +30,14 @@ from bayesify.errors import BayesifyError, LoadError, OptionError, UnsupportedMo
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import LIKELIHOODS
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
+from bayesify.priors import NormalPrior
 from bayesify.types import Named, Readout
 from bayesify.weights.named import assign_, buffers_of, weights_of
 
 FORMAT = "bayesify posterior"
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+PARTS = ("q", "base", "likelihood", "prior")
 
 
 def save(
@@ -74,6 +77,7 @@ def save(
         "q": posterior.q.stored(),
         "likelihood": posterior.likelihood.state_dict(),
         "base": along,
+        "prior": prior.loc.named() if (prior := _prior_to_save(posterior)) else {},
     }
     with appearing(path) as folder:
         files = {}
@@ -120,7 +124,7 @@ def load(path: str | Path, model: nn.Module, *, readout: Readout | None = None) 
 def _rebuilt(
     folder: Path, manifest: dict[str, Any], model: nn.Module, readout: Readout | None
 ) -> WeightPosterior:
-    parts = {part: _read_part(folder, part, manifest) for part in ("q", "base", "likelihood")}
+    parts = {part: _read_part(folder, part, manifest) for part in PARTS}
     _check_model(manifest, parts["base"], model, folder)
     if manifest["custom_readout"] and readout is None:
         raise LoadError(f"{folder} was fitted with a readout of its own; pass the same `readout=`.")
@@ -136,6 +140,8 @@ def _rebuilt(
         vectorize=manifest["vectorize"],
         record=FitRecord(**manifest["record"]) if manifest["record"] else None,
     )
+    if prior := manifest.get("prior"):
+        posterior.prior = NormalPrior(prior["scale"], loc=parts["prior"]).to(device)
     assign_(model, parts["base"])
     if _digest(posterior.base()) != manifest["base_sha256"]:
         raise LoadError(
@@ -237,8 +243,15 @@ def _manifest(
         },
         "base_sha256": _digest(posterior.base()),
         "record": record.to_json() if record else None,
+        "prior": {"scale": prior.scale} if (prior := _prior_to_save(posterior)) else None,
         "notes": notes,
     }
+
+
+def _prior_to_save(posterior: WeightPosterior) -> NormalPrior | None:
+    """The prior, where examples were kept from it and it can be written."""
+    certifies = posterior.record is not None and posterior.record.certifying is not None
+    return posterior.prior if certifies and isinstance(posterior.prior, NormalPrior) else None
 
 
 def _layout(tensors: Named) -> dict[str, list[Any]]:

@@ -24,6 +24,7 @@ from bayesify.forward import (
 from bayesify.likelihoods import Likelihood
 from bayesify.modes import evaluating
 from bayesify.predictive import Predictive
+from bayesify.priors import Prior
 from bayesify.trunk import Trunk
 from bayesify.types import Inputs, Named, Readout
 from bayesify.weights.named import buffers_of, count, weights_of
@@ -42,6 +43,8 @@ class FitRecord:
         seconds_per_epoch: Of the method's own epochs.
         peak_memory_bytes: See `CostMeter`.
         versions: Of bayesify, torch and Python.
+        certifying: The examples that network and prior never saw, as `CertifyingPart.to_json`;
+            None when nothing was kept from them.
     """
 
     options: dict[str, Any]
@@ -52,6 +55,7 @@ class FitRecord:
     seconds_per_epoch: float = 0.0
     peak_memory_bytes: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    certifying: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -134,6 +138,8 @@ class WeightPosterior(Posterior):
         readout: Turns what the model returns into a tensor.
         vectorize: Whether samples run at once; None decides by the types of the layers.
         record: How it was fitted.
+        prior: What q was fitted under; None where there was none, or it is not known. It is saved
+            only with a record of examples that certify, since it is as large as q.
 
     Example:
         >>> from bayesify.distributions import MeanField
@@ -153,6 +159,7 @@ class WeightPosterior(Posterior):
         readout: Readout = read_tensor,
         vectorize: bool | None = None,
         record: FitRecord | None = None,
+        prior: Prior | None = None,
     ) -> None:
         self.model = model
         self.q = q
@@ -161,6 +168,7 @@ class WeightPosterior(Posterior):
         self.readout = readout
         self.vectorize = can_vectorize(model) if vectorize is None else vectorize
         self.record = record
+        self.prior = prior
         self._activation_bytes: dict[Any, int] = {}
         self._trunks: dict[Any, Trunk | None] = {}
 
@@ -212,7 +220,10 @@ class WeightPosterior(Posterior):
 
     @property
     def stored_parameters(self) -> int:
-        """Numbers in q, in the likelihood, and in the weights that q does not replace."""
+        """Numbers in q, in the likelihood, and in the weights that q does not replace.
+
+        A prior that is saved for certificates is not counted: predictions do not need it.
+        """
         return count(self.q.state_dict()) + count(self.likelihood.state_dict()) + count(self.base())
 
     def base(self) -> Named:
@@ -222,7 +233,10 @@ class WeightPosterior(Posterior):
         return {name: each for name, each in everything.items() if name not in covered}
 
     def replaced(self, q: WeightDistribution) -> "WeightPosterior":
-        """The same with another distribution over the weights; the other parts are shared."""
+        """The same with another distribution over the weights; the other parts are shared.
+
+        The prior is not: it was that of the old one.
+        """
         return WeightPosterior(
             self.model,
             q,

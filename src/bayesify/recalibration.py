@@ -45,6 +45,7 @@ def recalibrated(
     if isinstance(posterior.q, Members):
         return _by_member(posterior, posterior.q, loader)
     again = copy.deepcopy(posterior)
+    again.prior = None  # the statistics have seen `data`: no certificate may rest on them
     generator = torch.Generator().manual_seed(0)
     with averaging(again.model), torch.no_grad(), seeded(0, again.model):
         for norm in batch_norms(again.model).values():

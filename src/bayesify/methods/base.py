@@ -17,6 +17,7 @@ from bayesify.distributions.base import WeightDistribution
 from bayesify.errors import DivergenceError
 from bayesify.likelihoods import Likelihood
 from bayesify.posterior import Posterior, WeightPosterior
+from bayesify.priors import Prior
 from bayesify.types import Inputs, Named, Readout
 
 
@@ -54,10 +55,15 @@ class Problem:
     generator: torch.Generator
     validation: Callable[[], Iterator[tuple[Inputs, Tensor]]] | None = None
 
-    def posterior(self, q: WeightDistribution) -> WeightPosterior:
-        """The model and the likelihood with q over the weights."""
+    def posterior(self, q: WeightDistribution, prior: Prior | None = None) -> WeightPosterior:
+        """The model and the likelihood with q over the weights, which had that prior."""
         return WeightPosterior(
-            self.model, q, self.likelihood, readout=self.readout, vectorize=self.vectorize
+            self.model,
+            q,
+            self.likelihood,
+            readout=self.readout,
+            vectorize=self.vectorize,
+            prior=prior,
         )
 
 
@@ -93,6 +99,16 @@ class Method(Protocol):
 
     def start(self, problem: Problem) -> Run:
         """Begin."""
+        ...
+
+
+@runtime_checkable
+class Certifiable(Protocol):
+    """A method that can keep part of the data from the training of the network and its prior."""
+
+    @property
+    def certify_split(self) -> float:
+        """The share that only the posterior's own training sees; 0: nothing is kept."""
         ...
 
 

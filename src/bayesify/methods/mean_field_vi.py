@@ -69,6 +69,12 @@ class MeanFieldVI:
     temperature: float = option(
         0.1, help="weight T of the KL term; 1 is Bayes, less is tempered", at_least=0
     )
+    certify_split: float = option(
+        0.0,
+        help="share of the data kept from pretrain, so that certify() can bound the risk",
+        at_least=0,
+        at_most=1,
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -153,5 +159,5 @@ def elbo_run(
         adam([*groups, likelihood]),
         epochs=epochs,
         steps_per_epoch=problem.steps_per_epoch,
-        posterior=lambda: problem.posterior(q),
+        posterior=lambda: problem.posterior(q, prior),
     )
