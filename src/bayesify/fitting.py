@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bayesify.batches import first_example, split_batch, to_device
 from bayesify.callbacks import Callback
@@ -104,7 +105,7 @@ def fit(
         for phase in phases:
             _rehearse(phase, problem if phase is method else early)
         history: list[dict[str, Any]] = []
-        posterior, seconds_per_epoch = _train(problem, method, callbacks, history, early=early)
+        posterior, price = _train(problem, method, callbacks, history, early=early)
     model.eval()
     posterior.record = FitRecord(
         options=options,
@@ -112,7 +113,7 @@ def fit(
         num_data=certifying.num_data if certifying else problem.num_data,
         history=history,
         seconds=cost.seconds,
-        seconds_per_epoch=seconds_per_epoch,
+        **price,
         peak_memory_bytes=cost.peak_memory_bytes,
         versions=versions(),
         certifying=certifying.to_json() if certifying else None,
@@ -216,8 +217,8 @@ def _train(
     history: list[dict[str, Any]],
     *,
     early: Problem,
-) -> tuple[Posterior, float]:
-    """The posterior, and the seconds of an epoch of the method's own.
+) -> tuple[Posterior, dict[str, Any]]:
+    """The posterior, and what an epoch and a step of the method's own cost, by fields of a record.
 
     Phases before the method's own see the data of `early`.
     """
@@ -226,7 +227,7 @@ def _train(
         assign_(problem.model, trained.point())
     device = next(problem.model.parameters()).device
     run = method.start(problem)
-    phase = type(method).__name__
+    phase, flops = type(method).__name__, None
     for callback in callbacks:
         callback.on_phase_start(phase, run.epochs, problem.steps_per_epoch)
     try:
@@ -234,7 +235,12 @@ def _train(
             for epoch in range(run.epochs):
                 logs = []
                 for inputs, target in problem.batches():
-                    logs.append(run.step(inputs, target))
+                    if flops is None:
+                        with FlopCounterMode(display=False) as counter:
+                            logs.append(run.step(inputs, target))
+                        flops = counter.get_total_flops()
+                    else:
+                        logs.append(run.step(inputs, target))
                     for callback in callbacks:
                         callback.on_step(logs[-1])
                 run.end_epoch(epoch)
@@ -244,7 +250,12 @@ def _train(
     finally:
         for callback in callbacks:
             callback.on_phase_end()
-    return run.posterior(), cost.seconds / run.epochs
+    price = {
+        "seconds_per_epoch": cost.seconds / run.epochs,
+        "seconds_per_step": cost.seconds / run.epochs / problem.steps_per_epoch,
+        "flops_per_step": flops,
+    }
+    return run.posterior(), price
 
 
 def _batches(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayesify.batches import tensors_of, to_device
 from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.members import Members
 from bayesify.errors import OptionError
 from bayesify.forward import (
     activation_bytes,
@@ -41,6 +42,9 @@ class FitRecord:
         history: One dictionary an epoch: `phase`, `epoch`, `loss` and what the method logs.
         seconds: Wall-clock time of the whole fit, pretraining included.
         seconds_per_epoch: Of the method's own epochs.
+        seconds_per_step: Of a step in them.
+        flops_per_step: Floating-point operations of the first of these steps, by torch's counter
+            (products of matrices, convolutions and attention, two for each multiply-add).
         peak_memory_bytes: See `CostMeter`.
         versions: Of bayesify, torch and Python.
         certifying: The examples that network and prior never saw, as `CertifyingPart.to_json`;
@@ -53,6 +57,8 @@ class FitRecord:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     seconds_per_epoch: float = 0.0
+    seconds_per_step: float = 0.0
+    flops_per_step: int | None = None
     peak_memory_bytes: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     certifying: dict[str, Any] | None = None
@@ -111,6 +117,14 @@ class Posterior(ABC):
     @abstractmethod
     def stored_parameters(self) -> int:
         """How many numbers a saved posterior holds."""
+
+    @property
+    def member_parameters(self) -> int:
+        """How many numbers one more weight sample would add to what is stored.
+
+        0 where samples are drawn from a law; a network's worth, or its adapters, for members.
+        """
+        return 0
 
     def predict(
         self,
@@ -225,6 +239,11 @@ class WeightPosterior(Posterior):
         A prior that is saved for certificates is not counted: predictions do not need it.
         """
         return count(self.q.state_dict()) + count(self.likelihood.state_dict()) + count(self.base())
+
+    @property
+    def member_parameters(self) -> int:
+        """Those of a member, where q has members."""
+        return count(self.q.state_dict()) // self.q.size(1) if isinstance(self.q, Members) else 0
 
     def base(self) -> Named:
         """The model's weights and buffers that q does not replace."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bayesify.errors import BayesifyError, UnsupportedModelError
 from bayesify.fitting import fit
@@ -47,9 +48,21 @@ def cost(
         "peak_memory_bytes": record.peak_memory_bytes if record else None,
         "fit_seconds": record.seconds if record else None,
         "seconds_per_epoch": record.seconds_per_epoch if record else None,
+        "seconds_per_step": record.seconds_per_step if record else None,
+        "flops_per_step": record.flops_per_step if record else None,
+        "flops_per_prediction": flops(posterior, example, num_samples=num_samples),
+        "member_parameters": posterior.member_parameters,
         "milliseconds_per_prediction": milliseconds(posterior, example, num_samples=num_samples),
         "num_samples": samples_used(posterior, example, num_samples=num_samples),
     }
+
+
+def flops(posterior: Posterior, example: Tensor, *, num_samples: int) -> int:
+    """Floating-point operations of a prediction, as torch counts them: two a multiply-add."""
+    posterior.predict(example, num_samples=num_samples)  # what is found out once is not counted
+    with FlopCounterMode(display=False) as counter:
+        posterior.predict(example, num_samples=num_samples)
+    return counter.get_total_flops()
 
 
 def samples_used(posterior: Posterior, example: Tensor, *, num_samples: int) -> int:
