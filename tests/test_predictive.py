@@ -138,6 +138,57 @@ def test_variance_is_noise_plus_disagreement(mixture):
     assert one_scale.log_prob(torch.zeros(3, 2).double()).shape == (3,)
 
 
+@pytest.mark.parametrize("degrees", [None, 4])
+def test_scores_are_those_of_the_exact_mixture(mixture, degrees):
+    """The CRPS is the integral of (F - 1{x >= y})^2 with our own F, itself tested above."""
+    predictive = RegressionPredictive(mixture.loc, mixture.scale, degrees)
+    target = torch.randn(3, 2).double()
+    scores = predictive.scores(target)
+    assert set(scores) == {"log_prob", "crps", "pit"}
+    assert torch.equal(scores["log_prob"], predictive.log_prob(target))
+    assert torch.equal(scores["pit"], predictive.cdf(target))
+    assert scores["crps"].shape == (3, 2)
+    one = RegressionPredictive(mixture.loc[:, :1, :1], mixture.scale[:, :1, :1], degrees)
+    y = target[0, 0].item()
+
+    def error(x: float) -> float:
+        return (one.cdf(torch.tensor([[x]]).double()).item() - (x >= y)) ** 2
+
+    ends = [-200.0, *sorted([y, *one.loc.flatten().tolist()]), 200.0]
+    area = sum(integrate.quad(error, low, high, limit=200)[0] for low, high in pairwise(ends))
+    assert scores["crps"][0, 0].item() == pytest.approx(area, rel=1e-5)
+
+
+def test_scores_take_targets_without_the_axis_of_dimensions_and_half_precision():
+    loc = torch.randn(4, 6, 1).bfloat16()
+    predictive = RegressionPredictive(loc, torch.tensor(0.5).bfloat16())
+    target = torch.randn(6)
+    scores, exact = (
+        predictive.scores(target),
+        RegressionPredictive(loc.double(), torch.tensor(0.5).double()).scores(
+            target.double().unsqueeze(1)
+        ),
+    )
+    assert scores["crps"].shape == scores["pit"].shape == (6, 1)
+    for name in ("crps", "pit"):
+        assert scores[name].dtype == torch.float32
+        torch.testing.assert_close(scores[name].double(), exact[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("predictive", [ClassPredictive(LOGITS), MultiLabelPredictive(LOGITS)])
+def test_other_predictives_score_their_density_alone(predictive):
+    multilabel = isinstance(predictive, MultiLabelPredictive)
+    target = torch.ones(5, 4) if multilabel else torch.zeros(5).long()
+    scores = predictive.scores(target)
+    assert set(scores) == {"log_prob"}
+    assert torch.equal(scores["log_prob"], predictive.log_prob(target))
+
+
+@pytest.mark.parametrize("kind", [ClassPredictive, MultiLabelPredictive])
+def test_a_single_sample_shares_exactly_nothing(kind):
+    assert torch.equal(kind(LOGITS[:1].float()).mutual_information(), torch.zeros(5))
+
+
 def student_t(mixture: RegressionPredictive, degrees: float) -> RegressionPredictive:
     return RegressionPredictive(mixture.loc, mixture.scale, degrees)
 

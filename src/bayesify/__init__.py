@@ -32,7 +32,14 @@ if TYPE_CHECKING:
         UnsupportedLayerError,
         UnsupportedModelError,
     )
+    from bayesify.evaluation.certificates import Certificate, certify
+    from bayesify.evaluation.diagnosis import Diagnosis, diagnose
     from bayesify.evaluation.evaluate import Evaluation, evaluate
+    from bayesify.evaluation.far_away import overconfidence
+    from bayesify.evaluation.membership import membership
+    from bayesify.evaluation.robustness import Attacks, robustness
+    from bayesify.evaluation.shadow import Shadows, shadow_attack
+    from bayesify.evaluation.shift import Corruptions, shift
     from bayesify.evaluation.temperature import temperature_scaled
     from bayesify.fitting import fit
     from bayesify.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -71,6 +78,20 @@ _HOME = {
     "fit": "bayesify.fitting",
     "evaluate": "bayesify.evaluation.evaluate",
     "Evaluation": "bayesify.evaluation.evaluate",
+    # what one may ask of a posterior
+    "certify": "bayesify.evaluation.certificates",
+    "Certificate": "bayesify.evaluation.certificates",
+    "robustness": "bayesify.evaluation.robustness",
+    "Attacks": "bayesify.evaluation.robustness",
+    "shift": "bayesify.evaluation.shift",
+    "Corruptions": "bayesify.evaluation.shift",
+    "membership": "bayesify.evaluation.membership",
+    "shadow_attack": "bayesify.evaluation.shadow",
+    "Shadows": "bayesify.evaluation.shadow",
+    "overconfidence": "bayesify.evaluation.far_away",
+    "diagnose": "bayesify.evaluation.diagnosis",
+    "Diagnosis": "bayesify.evaluation.diagnosis",
+    # keeping and changing posteriors
     "save": "bayesify.persistence",
     "load": "bayesify.persistence",
     "compressed": "bayesify.compression",

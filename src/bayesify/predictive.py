@@ -13,7 +13,7 @@ Source of the split: Depeweg et al. 2018, arXiv 1710.07283, eqs. 1-3.
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bayesify.errors import OptionError
+from bayesify.numerics.crps import mixture_crps
+from bayesify.numerics.noise import single_or_better
 from bayesify.types import Named
 
 
@@ -37,6 +39,10 @@ class Predictive(ABC):
     @abstractmethod
     def summary(self) -> Named:
         """What evaluation keeps of each example: tensors with leading axis B, by name."""
+
+    def scores(self, target: Tensor) -> Named:
+        """What evaluation keeps of each example and its target: `log_prob` (B,), maybe more."""
+        return {"log_prob": self.log_prob(target)}
 
 
 def mixture_log_prob(
@@ -99,8 +105,11 @@ class ClassPredictive(Predictive):
     def mutual_information(self) -> Float[Tensor, "batch *positions"]:
         """Mutual information of y and the weights, nats: what more data could remove.
 
-        Computed before any `logit_temperature`, which is no statement about the weights.
+        Computed before any `logit_temperature`, which is no statement about the weights. Exactly 0
+        for a single sample, where rounding would leave a difference.
         """
+        if len(self.logits) == 1:
+            return torch.zeros_like(self.logits[0, :, 0])
         pooled = mixture_log_prob(F.log_softmax(self.logits, 2)).exp()
         return (torch.special.entr(pooled).sum(1) - self.aleatoric()).clamp_min(0)
 
@@ -148,6 +157,8 @@ class MultiLabelPredictive(Predictive):
 
     def mutual_information(self) -> Float[Tensor, " batch"]:
         """Sum over labels of the mutual information of the label and the weights, nats."""
+        if len(self.logits) == 1:
+            return torch.zeros_like(self.logits[0, :, 0])
         return (self.entropy() - self.aleatoric()).clamp_min(0)
 
     def summary(self) -> Named:
@@ -244,6 +255,24 @@ class RegressionPredictive(Predictive):
     def summary(self) -> Named:
         """`mean`, `variance` and `epistemic`, each (B, D)."""
         return {"mean": self.mean, "variance": self.variance, "epistemic": self.epistemic}
+
+    def scores(self, target: Float[Tensor, "batch *dims"]) -> Named:
+        """Scores of `target` under the exact mixture, per example or per dimension.
+
+        Returns:
+            `log_prob` (B,), nats; `crps` (B, D), the continuous ranked probability score, in the
+            units of the target, 0 is best (see `bayesify.numerics.crps`); `pit` (B, D), the
+            probability integral transform P(y <= target), uniform when the predictive is right.
+        """
+        dtype = single_or_better(self.loc.dtype)
+        wide = replace(self, loc=self.loc.to(dtype), scale=self.scale.to(dtype))
+        each = target.reshape(self.loc.shape[1:]).to(dtype)
+        factor = 1.0 if self.degrees is None else _shrinkage(self.degrees)
+        return {
+            "log_prob": self.log_prob(target),
+            "crps": mixture_crps(wide.loc, factor * wide.scale, each, self.degrees),
+            "pit": wide.cdf(each),
+        }
 
 
 def check_degrees(degrees: float | None) -> None:

@@ -1,9 +1,17 @@
-"""Progress bars on the terminal, as a callback of `fit`."""
+"""Progress on the terminal: a bar as a callback of `fit`, and a counter for `evaluate`."""
 
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class ProgressBar:
@@ -47,3 +55,38 @@ class ProgressBar:
         """Take the bar away."""
         if self._progress is not None:
             self._progress.stop()
+
+
+class BatchCounter:
+    """How many inputs have been predicted or attacked, as `on_batch` of an evaluation.
+
+    Args:
+        label: What is being judged.
+        console: Where to draw; a stream that is no terminal gets nothing.
+    """
+
+    def __init__(self, label: str = "", console: Console | None = None) -> None:
+        self.label = label
+        self.console = console or Console(stderr=True)
+        self._progress: Progress | None = None
+
+    def __call__(self, inputs: int) -> None:
+        """Count on; the first call shows the line."""
+        if self._progress is None:
+            self._progress = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}: {task.completed:,.0f} inputs judged"),
+                TimeElapsedColumn(),
+                console=self.console,
+                transient=True,
+                disable=not self.console.is_terminal,
+            )
+            self._task = self._progress.add_task(self.label)
+            self._progress.start()
+        self._progress.update(self._task, advance=inputs)
+
+    def close(self) -> None:
+        """Take the line away; the next call counts anew."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

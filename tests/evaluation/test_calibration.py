@@ -1,11 +1,19 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from bayesify.errors import DataError
-from bayesify.evaluation.calibration import fit_temperature, label_reliability, reliability
+from bayesify.evaluation.calibration import (
+    adaptive_reliability,
+    fit_temperature,
+    label_reliability,
+    reliability,
+    tied_means,
+)
 
 
 def draw(seed, n, classes, scale=2.0):
@@ -40,6 +48,80 @@ def test_ece_of_the_bins_equals_torchmetrics(seed, n, classes, bins):
     probs = logits.softmax(1)
     want = multiclass_calibration_error(probs, target, num_classes=classes, n_bins=bins)
     assert reliability(probs, target, bins=bins).ece == pytest.approx(want.item(), abs=2e-6)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 60), st.integers(2, 8), st.integers(1, 30))
+def test_the_worst_bin_equals_torchmetrics(seed, n, classes, bins):
+    logits, target = draw(seed, n, classes)
+    probs = logits.softmax(1)
+    want = multiclass_calibration_error(probs, target, num_classes=classes, n_bins=bins, norm="max")
+    assert reliability(probs, target, bins=bins).mce == pytest.approx(want.item(), abs=2e-6)
+
+
+def test_equal_mass_bins_are_scikit_learns():
+    logits, target = draw(0, 15 * 20, 5)
+    probs = logits.softmax(1)
+    confidence, top = probs.max(1)
+    right = (top == target).numpy()
+    each = calibration_curve(right, confidence.numpy(), n_bins=15, strategy="quantile")
+    bins = adaptive_reliability(probs, target)
+    assert bins.count.tolist() == [20] * 15
+    np.testing.assert_allclose(bins.accuracy, each[0])
+    np.testing.assert_allclose(bins.confidence, each[1], rtol=1e-6)
+    assert bins.ece == pytest.approx(np.abs(each[0] - each[1]).mean(), rel=1e-5)
+    assert bins.mce == pytest.approx(np.abs(each[0] - each[1]).max(), rel=1e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 60), st.integers(1, 30))
+def test_equal_mass_bins_equal_numpys_split_of_the_sorted_examples(seed, n, bins):
+    logits, target = draw(seed, n, 4)
+    confidence, top = logits.softmax(1).max(1)
+    order = np.argsort(confidence.numpy())
+    parts = np.array_split(order, bins)
+    pairs = [(confidence.numpy()[each], (top == target).numpy()[each]) for each in parts]
+    want = sum(abs(right.sum() - sure.sum()) for sure, right in pairs) / n
+    got = adaptive_reliability(logits.softmax(1), target, bins=bins)
+    assert got.count.tolist() == [len(each) for each in parts]
+    assert got.ece == pytest.approx(want, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 20))
+def test_equal_mass_bins_do_not_depend_on_the_order_of_ties(seed, n, bins):
+    generator = torch.Generator().manual_seed(seed)
+    sure = 0.5 + torch.randint(4, (n,), generator=generator) / 8
+    probs = torch.stack([sure, 1 - sure], 1)
+    target = torch.randint(2, (n,), generator=generator)
+    order = torch.randperm(n, generator=generator)
+    want = adaptive_reliability(probs, target, bins=bins)
+    got = adaptive_reliability(probs[order], target[order], bins=bins)
+    assert got.count.equal(want.count)
+    torch.testing.assert_close(got.accuracy, want.accuracy)
+    # where all are equal, every bin is the whole
+    if len(sure.unique()) == 1:
+        right = (probs.argmax(1) == target).double().mean()
+        assert got.ece == pytest.approx(abs(right - sure[0].double()).item())
+
+
+def test_a_cut_between_equals_shares_their_accuracy():
+    probs = torch.tensor([[0.6, 0.4]]).repeat(3, 1)
+    bins = adaptive_reliability(probs, torch.tensor([0, 0, 1]), bins=2)
+    assert bins.count.tolist() == [2, 1]
+    assert bins.accuracy.tolist() == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_fewer_examples_than_bins_leave_bins_empty():
+    bins = adaptive_reliability(torch.tensor([[0.7, 0.3]]), torch.tensor([0]))
+    assert bins.count.tolist() == [1] + [0] * 14
+    assert bins.ece == bins.mce == pytest.approx(0.3)
+
+
+def test_means_of_ties_keep_the_sum():
+    key = torch.tensor([0.0, 1.0, 1.0, 1.0, 2.0])
+    got = tied_means(key, torch.tensor([3.0, 0.0, 0.0, 3.0, 9.0]))
+    assert got.tolist() == [3, 1, 1, 1, 9]
 
 
 def test_json_has_three_lists_of_equal_length():

@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from bayesify.errors import DataError, ShapeError
-from bayesify.evaluation.checks import check_classes, check_labels, check_scores, check_values
+from bayesify.evaluation.checks import (
+    check_classes,
+    check_labels,
+    check_pit,
+    check_scores,
+    check_values,
+)
 
 HALF = torch.full((2, 2), 0.5)
 CLASSES = torch.tensor([0, 1])
@@ -55,3 +61,13 @@ def test_values_and_scores_must_be_finite_and_fit():
         check_scores(torch.zeros(2, 2))
     with pytest.raises(DataError, match="at least one"):
         check_scores(torch.zeros(0))
+
+
+def test_values_of_distribution_functions_lie_between_zero_and_one():
+    check_pit(torch.tensor([[0.0, 1.0]]))
+    with pytest.raises(DataError, match=r"got -0\.1 to 0\.5"):
+        check_pit(torch.tensor([[-0.1, 0.5]]))
+    with pytest.raises(ShapeError, match="per example and dimension"):
+        check_pit(torch.zeros(3))
+    with pytest.raises(DataError, match="at least one"):
+        check_pit(torch.zeros(0, 1))

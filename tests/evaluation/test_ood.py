@@ -5,7 +5,16 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from bayesify.errors import DataError, ShapeError
-from bayesify.evaluation.ood import aupr, auroc, fpr95, id_score, roc_curve
+from bayesify.evaluation.ood import (
+    aupr,
+    auroc,
+    fpr95,
+    id_score,
+    id_scores,
+    ood_metrics,
+    roc_curve,
+)
+from bayesify.predictive import ClassPredictive, MultiLabelPredictive, RegressionPredictive
 
 HIGH, LOW = torch.tensor([3.0, 2.0]), torch.tensor([1.0, 0.0])
 
@@ -71,6 +80,81 @@ def test_the_default_score_falls_with_uncertainty():
     assert id_score({"variance": torch.tensor([[0.1, 0.1], [1.0, 2.0]])}).diff() < 0
     with pytest.raises(ShapeError, match="entropy"):
         id_score({"mean": torch.zeros(1)})
+
+
+def drawn(seed, samples=8, n=30, scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(samples, n, 4, generator=generator)
+
+
+def test_scores_of_classes_are_entropy_information_and_largest_probability():
+    predictive = ClassPredictive(drawn(0))
+    scores = id_scores(predictive.summary())
+    assert list(scores) == ["entropy", "mutual_information", "max_prob"]
+    torch.testing.assert_close(scores["entropy"], -predictive.entropy())
+    torch.testing.assert_close(scores["mutual_information"], -predictive.mutual_information())
+    torch.testing.assert_close(scores["max_prob"], predictive.probs.max(1).values)
+    assert all(score[0] > score[1] for score in id_scores(peaked_then_flat()).values())
+
+
+def peaked_then_flat():
+    """One example sure and agreed upon, one where the samples contradict each other."""
+    peaked = torch.tensor([9.0, 0.0, 0.0])
+    contrary = torch.stack([peaked, peaked.roll(1)])
+    return ClassPredictive(torch.stack([peaked.expand(2, 3), contrary], 1)).summary()
+
+
+@pytest.mark.parametrize("samples", [1, 16])
+def test_one_network_has_no_mutual_information_to_rank_by(samples):
+    logits = drawn(0, samples=1, n=2000).expand(samples, -1, -1)
+    assert list(id_scores(ClassPredictive(logits).summary())) == ["entropy", "max_prob"]
+    assert list(id_scores(MultiLabelPredictive(logits).summary())) == ["entropy"]
+
+
+def test_labels_have_no_largest_probability():
+    scores = id_scores(MultiLabelPredictive(drawn(0)).summary())
+    assert list(scores) == ["entropy", "mutual_information"]
+
+
+def test_regression_is_ranked_by_variance():
+    summary = RegressionPredictive(drawn(0), torch.ones(1)).summary()
+    scores = id_scores(summary)
+    assert list(scores) == ["variance"]
+    torch.testing.assert_close(scores["variance"], -summary["variance"].sum(1))
+
+
+def test_findings_are_the_plain_functions_of_each_score():
+    known, foreign = ClassPredictive(drawn(0)).summary(), ClassPredictive(drawn(1, n=20)).summary()
+    found = ood_metrics(known, foreign)
+    pairs = {
+        "": (-known["entropy"], -foreign["entropy"]),
+        "_mutual_information": (-known["mutual_information"], -foreign["mutual_information"]),
+        "_max_prob": (known["probs"].amax(1), foreign["probs"].amax(1)),
+    }
+    for suffix, pair in pairs.items():
+        assert found.metrics[f"ood_auroc{suffix}"] == auroc(*pair)
+        assert found.metrics[f"ood_aupr{suffix}"] == aupr(*pair)
+        assert found.metrics[f"ood_fpr95{suffix}"] == fpr95(*pair)
+        assert found.curves[f"roc{suffix}"] == roc_curve(*pair)
+        both = torch.cat(pair).double(), torch.tensor([1] * 30 + [0] * 20)
+        want = binary_auroc(both[0].softmax(0), both[1]).item()  # any growing map into [0, 1]
+        assert found.metrics[f"ood_auroc{suffix}"] == pytest.approx(want, abs=1e-6)
+    assert len(found.metrics) == 9
+    assert len(found.curves) == 3
+
+
+def test_the_scores_are_those_that_both_kinds_of_data_have():
+    known = ClassPredictive(drawn(0, scale=0.0)).summary()  # all samples agree here
+    foreign = ClassPredictive(drawn(1)).summary()
+    found = ood_metrics(known, foreign)
+    assert found.metrics["ood_auroc_mutual_information"] == 1
+    assert set(ood_metrics(known, known).metrics) == {
+        f"ood_{each}{suffix}" for each in ("auroc", "aupr", "fpr95") for suffix in ("", "_max_prob")
+    }
+    with pytest.raises(ShapeError, match="entropy"):
+        ood_metrics({"mean": torch.zeros(1)}, {"mean": torch.zeros(1)})
+    with pytest.raises(DataError, match="at least one"):
+        ood_metrics(foreign, {name: each[:0] for name, each in foreign.items()})
 
 
 def test_empty_or_broken_scores_are_refused():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bayesify.errors import DataError, LoadError, ShapeError
 from bayesify.evaluation.predictions import (
@@ -69,6 +70,46 @@ def test_regression_targets_may_lack_the_axis_of_dimensions(shape, generator):
     assert set(predictions.values) == {"mean", "variance", "epistemic"}
 
 
+def test_scores_of_regression_targets_are_kept(generator):
+    x, y = torch.randn(10, 4, generator=generator), torch.randn(10, 3, generator=generator)
+    posterior = LinearPosterior("regression")
+    predictions = collect(posterior, batches(x, y, 4))
+    want = posterior.predict(x).scores(y)
+    torch.testing.assert_close(predictions.log_prob, want.pop("log_prob"))
+    assert set(predictions.scores) == set(want) == {"crps", "pit"}
+    for name, each in want.items():
+        torch.testing.assert_close(predictions.scores[name], each)
+        assert each.shape == (10, 3)
+    assert set(predictions.values) == {"mean", "variance", "epistemic"}
+
+
+class Bare:
+    """A predictive of somebody's own, no subclass of ours: a task, densities, a summary."""
+
+    task = "regression"
+
+    def __init__(self, inner):
+        self.log_prob, self.summary = inner.log_prob, inner.summary
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_predictive_without_scores_is_collected_too(task, generator):
+    class Foreign(LinearPosterior):
+        def predict(self, x, **options):
+            return Bare(super().predict(x, **options))
+
+    x = torch.randn(6, 4, generator=generator)
+    y = torch.arange(6) % 3 if task == "classification" else torch.randn(6, 3, generator=generator)
+    predictions = collect(Foreign(task), batches(x, y, 4))
+    assert predictions.scores == {}
+    torch.testing.assert_close(predictions.log_prob, LinearPosterior(task).predict(x).log_prob(y))
+
+
+def test_classes_have_no_scores_but_their_density():
+    data = [(torch.ones(2, 4), torch.tensor([0, 1]))]
+    assert collect(LinearPosterior("classification"), data).scores == {}
+
+
 def test_mapping_batches_are_understood():
     x, y = torch.ones(2, 4), torch.tensor([0, 1])
 
@@ -116,6 +157,22 @@ def test_predictions_survive_the_disk(tmp_path):
     assert set(loaded.values) == set(predictions.values)
     assert all(loaded.values[name].equal(each) for name, each in predictions.values.items())
     assert [each.name for each in (tmp_path / "new").iterdir()] == ["test.safetensors"]
+
+
+def test_scores_survive_the_disk_and_files_without_them_load(tmp_path):
+    predictions = collect(LinearPosterior("regression"), [(torch.ones(2, 4), torch.ones(2, 3))])
+    predictions.save(tmp_path / "new.safetensors")
+    loaded = Predictions.load(tmp_path / "new.safetensors")
+    assert set(loaded.values) == set(predictions.values)
+    assert {name: each.tolist() for name, each in loaded.scores.items()} == {
+        name: each.tolist() for name, each in predictions.scores.items()
+    }
+    old = {f"values/{name}": each for name, each in predictions.values.items()}
+    old |= {"log_prob": predictions.log_prob, "target": predictions.target}
+    save_file(old, tmp_path / "old.safetensors", metadata={"task": "regression"})
+    before = Predictions.load(tmp_path / "old.safetensors")
+    assert before.scores == {}
+    assert before.mean.equal(predictions.mean)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a safetensors file at all"])

@@ -106,3 +106,164 @@ def _roc(auroc: float) -> Record:
     power = (1 - auroc) / auroc
     fpr = [(i / 99) ** 3 for i in range(100)]
     return {"fpr": fpr, "tpr": [each**power for each in fpr]}
+
+
+# ------------------------------------------------------------------------- records with every part
+
+FAMILIES = (
+    "gaussian_noise",
+    "shot_noise",
+    "motion_blur",
+    "contrast",
+    "jpeg_compression",
+    "pixelate",
+)
+LEAK = {"map": 0.66, "ensemble": 0.60, "stf": 0.55, "bella": 0.57}
+
+
+def strengths_against(leak: float) -> dict[str, float]:
+    """What attacks do to a method; those that leak more are weaker here, for some difference."""
+    return {"fgsm": leak - 0.25, "pgd": leak - 0.05, "transfer": leak - 0.4}
+
+
+def full_records(seeds: int = 3, methods: tuple[str, ...] = tuple(LEAK)) -> list[Record]:
+    """Classification runs with all parts of an evaluation."""
+    made = records(seeds, methods)
+    for record in made:
+        _add_all(record, QUALITY[record["method"]], LEAK.get(record["method"], 0.6))
+    return made
+
+
+def full_regression_records(seeds: int = 3) -> list[Record]:
+    """Regression runs with scores of the whole distribution and intervals."""
+    made = regression_records(seeds)
+    level = [round(0.05 * i, 2) for i in range(1, 20)]
+    for i, record in enumerate(made):
+        bend = 1.1 + 0.1 * (i // seeds) + 0.02 * (i % seeds)
+        record["metrics"] |= {"crps": 1.6 + 0.02 * i, "interval_error": 0.03 + 0.002 * i}
+        record["curves"] = {"intervals": {"level": level, "coverage": [x**bend for x in level]}}
+    return made
+
+
+def pair_records(seeds: int = 2) -> list[Record]:
+    """Two data sets, each foreign to the other."""
+    made = records(seeds, ("map", "stf"), ood="letters") + records(seeds, ("map", "stf"))
+    for record in made[2 * seeds :]:
+        record |= {"data": "letters", "ood": "digits"}
+    return made
+
+
+def _add_all(record: Record, quality: tuple[float, ...], leak: float) -> None:
+    accuracy, nll, ece, _, auroc = quality
+    shift = 0.01 * math.sin(3 * record["seed"] + len(record["method"]))
+    record["metrics"] |= {
+        "adaptive_ece": 0.9 * ece + 0.1 * shift,
+        "mce": 8 * ece + shift,
+        "mean_entropy": 2 * ece + 0.1,
+        "aurc": 0.1 * (1 - accuracy) + 0.01 * abs(shift),
+        "attack_eps": 8 / 255,
+        "worst_accuracy": accuracy - 0.62 + shift,
+        "corrupted_accuracy": accuracy - 0.15 + shift,
+        "corrupted_nll": 4 * nll + 5 * shift,
+        "corrupted_ece": 3 * ece + shift,
+        "membership_auc": leak + shift,
+        "membership_auc_se": 0.011,
+        "membership_tpr1": 0.01 + (leak - 0.5) / 5 + 0.1 * shift,
+        "membership_tpr1_se": 0.003,
+        "membership_tpr01": 0.001 + (leak - 0.5) / 25,
+        "membership_tpr01_se": 0.002,
+        "lira_auc": leak + 0.08 + shift,
+        "lira_auc_se": 0.01,
+        "lira_tpr1": 0.01 + (leak - 0.5) / 2,
+        "lira_tpr1_se": 0.004,
+        "lira_tpr01": 0.001 + (leak - 0.5) / 10,
+        "lira_tpr01_se": 0.003,
+        "certificate": 0.08 + 4 * (1 - accuracy) + shift,
+        "certificate_mcallester": 0.12 + 4 * (1 - accuracy),
+        "certificate_catoni": 0.09 + 4 * (1 - accuracy),
+        "gibbs_risk": 1.4 * (1 - accuracy),
+        "gibbs_test_risk": 1.6 * (1 - accuracy),
+        "certificate_n": 1000,
+        "far_confidence": 1 - (auroc - 0.8) * 2,
+        "far_confident_share": 1 - (auroc - 0.8) * 4,
+    }
+    for score, factor in (("mutual_information", 0.97), ("max_prob", 0.99)):
+        for name in ("auroc", "aupr", "fpr95"):
+            record["metrics"][f"ood_{name}_{score}"] = record["metrics"][f"ood_{name}"] * factor
+        record["curves"][f"roc_{score}"] = _roc(auroc * factor + 0.3 * shift)
+    for kind in ("confidence", "entropy", "mutual_information"):
+        record["metrics"][f"membership_auc_{kind}"] = leak - 0.03 + shift
+    strengths = strengths_against(leak)
+    for attack, strength in strengths.items():
+        record["metrics"][f"{attack}_accuracy"] = accuracy - strength + shift
+        record["metrics"][f"{attack}_nll"] = nll + 6 * strength + 4 * shift
+    record["cost"] |= {
+        "seconds_per_step": record["cost"]["seconds_per_epoch"] / 25,
+        "flops_per_step": 3.7e6,
+        "flops_per_prediction": 1.9e4 * record["cost"]["num_samples"],
+        "member_parameters": 9610 if record["method"] == "ensemble" else 320,
+        "prediction_memory_bytes": 5_100_000,
+    }
+    record["curves"] |= _full_curves(record, accuracy, nll, ece, leak, shift)
+
+
+def _full_curves(
+    record: Record, accuracy: float, nll: float, ece: float, leak: float, shift: float
+) -> Record:
+    eps = [0, 1 / 255, 2 / 255, 4 / 255, 8 / 255]
+    strengths = strengths_against(leak)
+    attacks = {
+        attack: {
+            "accuracy": [accuracy - strength * (255 * e / 8) ** 0.8 + shift for e in eps],
+            "nll": [nll + 6 * strength * (255 * e / 8) + 4 * shift * e * 30 for e in eps],
+        }
+        for attack, strength in strengths.items()
+    }
+    families = {
+        family: {
+            "accuracy": [accuracy - 0.02 * (i + 1) * s**1.3 + shift for s in range(6)],
+            "nll": [nll * (1 + 0.4 * (i + 1) * s) + shift for s in range(6)],
+            "ece": [ece * (1 + 0.3 * (i + 1) * s) + 0.1 * shift for s in range(6)],
+        }
+        for i, family in enumerate(FAMILIES)
+    }
+    radius = [1, 3, 10, 30, 100, 1000]
+    limit = record["metrics"]["far_confidence"]
+    mean = [limit - 0.3 / r**0.5 + shift for r in radius]
+    share = [(i + 1) / 100 for i in range(100)]
+    return {
+        "robustness": {
+            "norm": "linf",
+            "steps": 10,
+            "restarts": 1,
+            "gradient_samples": 20,
+            "num_samples": 32,
+            "examples": 450,
+            "eps": eps,
+            "attacks": attacks,
+        },
+        "corruption": {
+            "severities": list(range(6)),
+            "examples": 450,
+            "num_samples": 32,
+            "families": families,
+        },
+        "membership": {
+            **{kind: _roc(leak + shift) for kind in ("loss", "confidence", "entropy")},
+            "members": 1000,
+            "others": 450,
+        },
+        "lira": {**_roc(leak + 0.08 + shift), "shadows": 16, "examples": 1000},
+        "risk_coverage": {
+            "coverage": share,
+            "risk": [(1 - accuracy) * (0.2 + 0.8 * s**4) + 0.2 * shift * s for s in share],
+        },
+        "far_away": {
+            "radius": radius,
+            "mean": mean,
+            "low": [m - 0.1 for m in mean],
+            "high": [min(1.0, m + 0.1) for m in mean],
+            "limit_mean": limit,
+            "limit": [limit - 0.05, limit, limit + 0.05],
+        },
+    }

@@ -3,9 +3,9 @@ import statistics
 
 import pytest
 
-from bayesify.report.groups import estimate, groups
+from bayesify.report.groups import estimate, groups, over_folds
 
-from .fake import folded_records, published, records, regression_records
+from .fake import folded_records, full_records, published, records, regression_records
 
 
 def test_estimate_is_mean_and_standard_error():
@@ -126,3 +126,39 @@ def test_runs_of_another_setup_are_another_row():
     made[1]["setup"] = {"batch_size": 17}
     (group,) = groups(made)
     assert [row.label for row in group.rows] == ["map", "map #2"]
+
+
+def test_folds_of_several_seeds_are_averaged_by_fold():
+    pairs = [(0, 1.0), (0, 3.0), (1, 10.0), (1, 14.0), (2, 0.0)]
+    found = over_folds(pairs)
+    assert found is not None
+    assert found.mean == pytest.approx(statistics.fmean([2, 12, 0]))
+    assert found.standard_error == pytest.approx(statistics.stdev([2, 12, 0]) / math.sqrt(3))
+    assert over_folds([(0, 1.0), (1, None)]) is None
+
+
+def test_a_standard_error_within_a_run_is_no_number_of_its_own():
+    (group,) = groups(full_records(2))
+    assert "membership_auc" in group.metrics
+    assert not any(name.endswith("_se") for name in group.metrics)
+
+
+def test_a_single_run_has_the_standard_error_of_its_examples():
+    (one,), (two,) = groups(full_records(1, ("map",))), groups(full_records(2, ("map",)))
+    run = one.rows[0].runs[0]["metrics"]
+    assert one.rows[0].estimate("membership_auc").standard_error == run["membership_auc_se"]
+    assert one.rows[0].estimate("certificate").standard_error is None
+    values = [run["metrics"]["membership_auc"] for run in two.rows[0].runs]
+    spread = statistics.stdev(values) / math.sqrt(2)
+    assert two.rows[0].estimate("membership_auc").standard_error == pytest.approx(spread)
+
+
+def test_numbers_are_sorted_into_topics():
+    made = full_records(1, ("map",))
+    made[0]["metrics"]["unheard_of"] = 1.0
+    (group,) = groups(made)
+    assert group.names("attacks")[0] == "attack_eps"
+    assert group.names("quality")[-1] == "unheard_of"
+    assert group.names("cost") == group.costs
+    topics = ("quality", "foreign", "attacks", "corruption", "membership", "certificates")
+    assert sorted(name for topic in topics for name in group.names(topic)) == sorted(group.metrics)

@@ -7,7 +7,24 @@ from bayesify.errors import DataError
 from bayesify.report.groups import groups
 from bayesify.report.page import command, render, write
 
-from .fake import folded_records, published, records, regression_records
+from .fake import (
+    folded_records,
+    full_records,
+    full_regression_records,
+    pair_records,
+    published,
+    records,
+    regression_records,
+)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A page with every part, and the folder it stands in."""
+    made = full_records(2, ("map", "stf")) + full_regression_records(1) + pair_records(1)
+    path = write(made, tmp_path_factory.mktemp("page") / "report.html")
+    return path.read_text(), path.parent
+
 
 VOID = {"meta", "br", "img", "hr", "link", "input"}
 
@@ -29,7 +46,7 @@ def test_the_page_is_written_with_every_method(tmp_path):
     path = write(records(3), tmp_path / "new" / "report.html")
     page = path.read_text()
     assert all(label in page for label in ("map+ts", "ensemble", "stf", "bella", "bali"))
-    assert [each.name for each in path.parent.iterdir()] == ["report.html"]
+    assert sorted(each.name for each in path.parent.iterdir()) == ["report.html", "tables"]
 
 
 @pytest.mark.parametrize(
@@ -145,3 +162,91 @@ def test_no_records_make_no_page(tmp_path):
         write([], tmp_path / "report.html")
     with pytest.raises(DataError, match="record 1"):
         render([{"method": "map"}])
+
+
+def test_a_full_page_is_balanced_and_fetches_nothing(full):
+    page, folder = full
+    balance = Balance()
+    balance.feed(page)
+    assert balance.open == []
+    assert "<script" not in page
+    assert not re.findall(r"url\((?!#)", page)
+    links = [each for each in re.findall(r'href="([^"]*)"', page) if not each.startswith("#")]
+    assert links
+    assert all((folder / link).is_file() for link in links)
+
+
+def test_every_table_of_a_full_page_is_linked_as_a_file(full):
+    page, folder = full
+    linked = set(re.findall(r'href="(tables/[^"]*)"', page))
+    assert linked == {f"tables/{each.name}" for each in (folder / "tables").iterdir()}
+    assert page.count("<table") == len(linked) / 2
+
+
+def test_anchors_are_unique_and_reached(full):
+    page, _ = full
+    ids = re.findall(r'<(?:section|div|h3)[^>]* id="([^"]*)"', page)
+    assert len(set(ids)) == len(ids)
+    assert {each[1:] for each in re.findall(r'<a href="(#[^"]*)"', page)} <= set(ids)
+    figures = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
+    clips = re.findall(r'<clipPath id="([^"]*)"', figures)
+    assert len(set(clips)) == len(clips)
+
+
+def test_topics_come_in_order_with_their_figures(full):
+    page, _ = full
+    section = page[page.index('id="section-1"') : page.index('id="section-2"')]
+    titles = re.findall(r"<h3[^>]*>([^<]*)</h3>", section)
+    assert titles == [
+        "Quality",
+        "Differences to map (paired over seeds)",
+        "Foreign data",
+        "Attacks",
+        "Corrupted data",
+        "Membership: what leaks",
+        "Certificates and far away",
+        "Cost",
+        "Run it again",
+    ]
+    assert section.count("<figure") == 9
+
+
+def test_only_sections_of_many_figures_have_contents(full):
+    page, _ = full
+    assert page.count('class="contents"') == 1
+    assert page.index('class="contents"') < page.index('id="section-2"')
+
+
+def test_pairs_stand_at_the_top(full):
+    page, _ = full
+    assert page.index("trained on digits, judged on letters") < page.index('id="section-1"')
+    assert "trained on letters, judged on digits" in page
+    assert 'id="pairs"' not in render(records(1, ("map",)))
+
+
+def test_all_text_in_figures_follows_the_scheme_of_the_page(full):
+    page, _ = full
+    svgs = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
+    texts = re.findall(r"<text[^>]*>", svgs)
+    assert texts
+    assert [each for each in texts if "fill: var(--" not in each] == []
+    assert not re.findall(r"(?:fill|stroke): #[0-9a-f]{6}", svgs)
+
+
+def test_definitions_are_sorted_by_topic(full):
+    page, _ = full
+    told = page[page.index('id="columns"') :]
+    assert told.index("<code>nll</code>") < told.index("<code>pgd_nll</code>")
+    assert told.index("<code>pgd_nll</code>") < told.index("<code>flops_per_step</code>")
+    assert "_se</code>" not in told
+
+
+def test_unfinished_methods_are_named_once_a_section():
+    made = records(2, ("map", "stf"))[:-1]
+    assert render(made).count("Means of fewer runs than the 2 of the others: stf 1") == 1
+
+
+def test_folds_are_the_units_of_paired_differences():
+    values = {(fold, 0): float(fold) for fold in range(3)}
+    page = render(folded_records(values) + folded_records(values, "stf"))
+    assert "Differences to map (paired over folds)" in page

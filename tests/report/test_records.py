@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bayesify.errors import DataError
-from bayesify.report.records import read
+from bayesify.report.records import read, read_all
 
 from .fake import published, records
 
@@ -43,3 +43,38 @@ def test_a_broken_line_is_named(tmp_path, line, words):
     path.write_text(json.dumps(records(1)[0]) + "\n" + line + "\n")
     with pytest.raises(DataError, match=r"line 2: .*" + words):
         read(path)
+
+
+def write(folder, *made):
+    folder.mkdir()
+    lines = [json.dumps(each) + "\n" for each in made]
+    (folder / "results.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_several_files_are_joined_in_their_order(tmp_path):
+    first, second, third = records(3, ("map",))
+    one = write(tmp_path / "one", first, published())
+    two = write(tmp_path / "two", second, third)
+    assert read_all([one, two / "results.jsonl"]) == [first, published(), second, third]
+
+
+def test_the_later_of_two_runs_of_a_cell_counts(tmp_path):
+    first, second = ({**each, "cell": f"c{i}"} for i, each in enumerate(records(2, ("map",))))
+    again = {**first, "metrics": {"nll": 7.0}}
+    one, two = write(tmp_path / "one", first, second), write(tmp_path / "two", again)
+    assert read_all([one, two]) == [again, second]
+    assert read_all([two, one]) == [first, second]
+
+
+def test_runs_without_a_cell_are_all_kept(tmp_path):
+    (run,) = records(1, ("map",))
+    one, two = write(tmp_path / "one", run, run), write(tmp_path / "two", run)
+    assert read_all([one, two]) == [run, run, run]
+
+
+def test_nothing_to_join_is_refused(tmp_path):
+    with pytest.raises(DataError, match="at least one file"):
+        read_all([])
+    with pytest.raises(DataError, match="no such file"):
+        read_all([write(tmp_path / "one", *records(1)), tmp_path / "two"])

@@ -1,12 +1,22 @@
+from itertools import pairwise
+
 import matplotlib as mpl
 
 from bayesify.report.style import PALETTE, new_figure, settings, styles, to_svg
 
 
 def test_many_methods_all_look_different():
-    drawn = styles([str(i) for i in range(32)])
-    assert len(set(drawn.values())) == 32
+    drawn = styles([str(i) for i in range(64)])
+    assert len(set(drawn.values())) == 64
     assert drawn["0"].color == drawn["8"].color == PALETTE[0]
+
+
+def test_neighbours_differ_without_colour():
+    drawn = list(styles([str(i) for i in range(16)]).values())
+    for one, other in pairwise(drawn):
+        assert one.marker != other.marker
+        assert one.dash != other.dash
+    assert len({(each.marker, each.dash) for each in drawn[:8]}) == 8
 
 
 def test_the_settings_of_the_user_come_back():

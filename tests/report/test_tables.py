@@ -4,16 +4,26 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from bayesify.report.columns import TOPICS
 from bayesify.report.groups import groups
-from bayesify.report.tables import (
-    caption,
-    cost_table,
-    quality_table,
-    table,
-    terminal_tables,
+from bayesify.report.tables import caption, measure_width, table, terminal_tables, topic_table
+
+from .fake import (
+    folded_records,
+    full_records,
+    full_regression_records,
+    published,
+    records,
+    regression_records,
 )
 
-from .fake import folded_records, published, records, regression_records
+
+def quality_table(group):
+    return topic_table(group, "quality")
+
+
+def cost_table(group):
+    return topic_table(group, "cost")
 
 
 def printed(group, width=100):
@@ -94,8 +104,8 @@ def test_published_numbers_are_marked_and_never_the_best():
 def test_costs_have_no_published_rows():
     (group,) = groups([published(), *regression_records()])
     assert cost_table(group).published == cost_table(group).notes == ()
-    _, price = terminal_tables(group, 60)
-    assert price.row_count == 3
+    _, *prices = terminal_tables(group, 60)
+    assert [price.row_count for price in prices] == [3] * len(prices)
 
 
 def test_means_of_fewer_runs_are_pointed_out():
@@ -133,3 +143,68 @@ def test_a_narrow_terminal_gets_two_tables_that_fit():
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert text.index("NLL") < text.index("Predict")
+
+
+def test_every_number_stands_in_the_table_of_one_topic():
+    (group,) = groups(full_records(2))
+    shown = [each for topic in TOPICS for each in topic_table(group, topic).columns]
+    assert len(shown) == len(group.metrics) + len(group.costs)
+    assert topic_table(groups(regression_records())[0], "attacks").columns == ()
+
+
+def test_membership_is_best_at_a_half():
+    first, second = full_records(1, ("map", "stf"))
+    first["metrics"] = {"membership_auc": 0.40}
+    second["metrics"] = {"membership_auc": 0.52}
+    (group,) = groups([first, second])
+    assert [cells[0].best for _, cells in table(group, ["membership_auc"]).rows] == [False, True]
+
+
+def test_a_single_run_shows_the_error_over_its_examples():
+    (group,) = groups(full_records(1, ("map", "stf")))
+    ((_, (auc, bound)), _) = table(group, ["membership_auc", "certificate"]).rows
+    assert auc.error == "1.1"
+    assert bound.error == ""
+
+
+def test_settings_have_no_standard_error():
+    (group,) = groups(full_records(3))
+    for _, cells in table(group, ["attack_eps", "certificate_n"]).rows:
+        assert [(cell.text, cell.error) for cell in cells] == [("8/255", ""), ("1 k", "")]
+
+
+@pytest.mark.parametrize("made", [full_records(3), full_regression_records(3)])
+def test_full_terminal_tables_fit_110_characters(made):
+    (group,) = groups(made)
+    for drawn in terminal_tables(group, 110):
+        assert measure_width(drawn) <= 110
+    text = printed(group, 110)
+    assert "…" not in text
+
+
+def test_robustness_and_privacy_have_a_terminal_table_of_their_own():
+    (group,) = groups(full_records(3))
+    quality, trust, price = terminal_tables(group, 110)
+    titles = [[str(column.header) for column in each.columns] for each in (quality, trust, price)]
+    assert titles[0][1] == "Acc %↑"
+    assert titles[1] == ["Method", "PGD %↑", "Corr NLL↓", "MIA AUC", "Bound %↓"]
+    assert titles[2][1] == "Trained↓"
+
+
+def test_very_long_names_cut_the_tables_further():
+    made = full_records(2)
+    for record in made:
+        record["method"] += " with a very long name for its row" * 2
+    (group,) = groups(made)
+    drawn = terminal_tables(group, 110)
+    assert len(drawn) > 3
+    assert all(measure_width(each) <= 110 for each in drawn)
+    headers = [str(column.header) for each in drawn for column in each.columns[1:]]
+    assert len(headers) == len(set(headers))
+    assert {"NLL↓", "Bound %↓", "Predict↓"} <= set(headers)
+
+
+def test_a_record_without_known_numbers_still_has_a_table():
+    (record,) = records(1, ("map",))
+    record |= {"metrics": {"unheard_of": 1.0}, "cost": {}}
+    assert [each.row_count for each in terminal_tables(groups([record])[0], 110)] == [1]

@@ -64,9 +64,10 @@ def compare(
         list[str] | None,
         flag(
             "--set",
-            help="An option of a method, as in stf.temperature=0.1; may be repeated.",
+            help="An option of a method or of an aspect, as in stf.temperature=0.1 or "
+            "attacks.eps=0.1,0.3; may be repeated.",
             panel=HOW,
-            metavar="METHOD.OPTION=VALUE",
+            metavar="NAME.OPTION=VALUE",
         ),
     ] = None,
     suite: Annotated[
@@ -85,6 +86,8 @@ def compare(
         flag("--split", help="Judge on test; on validation to choose options.", panel=JUDGE),
     ] = None,
     ood: flags.Ood = None,
+    evaluate: flags.Evaluate = None,
+    gradient_samples: flags.GradientSamples = None,
     num_samples: flags.Samples = None,
     weights: flags.Weights = None,
     data_dir: flags.DataDir = None,
@@ -108,8 +111,9 @@ def compare(
     """Compare methods on the same data: one table, one page of pictures.
 
     Fits every method with every model, data set, fold and seed, judges each on held-out and on
-    foreign data, and measures what it costs. Finished runs are kept: the same command again does
-    what is missing.
+    foreign data, and measures what it costs; with --evaluate all also under attack, under
+    corruption, for what it gives away of its training data, and for what can be guaranteed.
+    Finished runs are kept: the same command again does what is missing.
     """
     return _run("comparing:compare", context, arguments=context.obj)
 
@@ -182,13 +186,37 @@ def evaluate(
         str, flag("--split", help="Part to judge on: test, validation or train.", panel=JUDGE)
     ] = "test",
     ood: flags.Ood = None,
+    evaluate: flags.Evaluate = None,
+    gradient_samples: flags.GradientSamples = None,
+    set: Annotated[
+        list[str] | None,
+        flag(
+            "--set",
+            help="An option of an aspect, as in attacks.eps=0.1,0.3; may be repeated.",
+            panel=JUDGE,
+            metavar="ASPECT.OPTION=VALUE",
+        ),
+    ] = None,
+    transfer_from: Annotated[
+        str | None,
+        flag(
+            "--transfer-from",
+            help="Another saved posterior, such as MAP's, whose adversarial inputs are tried too.",
+            panel=JUDGE,
+            metavar="RUN",
+        ),
+    ] = None,
     num_samples: flags.Samples = None,
     device: flags.Device = None,
     json: flags.AsJson = False,
     debug: flags.Debug = False,
 ) -> int:
-    """Judge a saved posterior: accuracy, calibration, and how well it knows foreign data."""
-    return _run("judging:evaluate", context)
+    """Judge a saved posterior: accuracy, calibration, and how well it knows foreign data.
+
+    With --evaluate all also under attack, under corruption, for what it gives away of its training
+    data, and for what can be guaranteed. The result is kept in RUN/results.jsonl for the report.
+    """
+    return _run("judging:evaluate", context, arguments=context.obj)
 
 
 @app.command(epilog="Example: bayesify predict runs/a new.csv --out predictions.csv")
@@ -247,17 +275,31 @@ def compress(
     return _run("compressing:compress", context)
 
 
-@app.command(epilog="Example: bayesify report runs/demo")
+@app.command(epilog="Example: bayesify report runs/a runs/b --out report.html")
 def report(
     context: typer.Context,
-    path: Annotated[
-        str, typer.Argument(help="Folder of results.jsonl, or the file itself.", metavar="PATH")
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Folders of results.jsonl, or such files.", metavar="PATH..."),
     ],
     *,
+    out: Annotated[
+        str | None,
+        flag(
+            "--out",
+            "-o",
+            help="Page to write. [dim]default report.html in the folder, where it is one[/]",
+            panel=OUTPUT,
+            metavar="FILE",
+        ),
+    ] = None,
     json: flags.AsJson = False,
     debug: flags.Debug = False,
 ) -> int:
-    """Make report.html again from the results of bayesify compare, and show their tables."""
+    """Make a page of the results of bayesify compare and evaluate, and show their tables.
+
+    Runs of several folders are joined; each table is also written as CSV and JSON beside the page.
+    """
     return _run("showing:report", context)
 
 

@@ -1,6 +1,7 @@
 """`bayesify compare`: run a suite, show its tables, write the page."""
 
 import shlex
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console
 from bayesify.cli.settings import assignments
 from bayesify.cli.showing import show
 from bayesify.cli.watching import Terminal
+from bayesify.compare.aspects import ASPECTS
 from bayesify.compare.choices import near
 from bayesify.compare.run import Outcome, run
 from bayesify.compare.suite import DEFAULT_METHODS, SCALED, Suite, entries, read
@@ -62,7 +64,9 @@ def compare(
 
 def config(suite: Suite) -> dict[str, Any]:
     """A suite as JSON, every default filled in."""
-    plain = {name: each for name, each in vars(suite).items() if name not in ("methods", "command")}
+    aside = ("methods", "command", "aspects")
+    plain = {name: each for name, each in vars(suite).items() if name not in aside}
+    plain["evaluate"] = suite.aspects.to_json()
     plain["methods"] = [
         {
             "label": each.label,
@@ -77,40 +81,48 @@ def config(suite: Suite) -> dict[str, Any]:
 
 
 def _suite(given: dict[str, Any], file: str | None, command: str) -> Suite:
-    settings = _settings(given.pop("set") or [])
+    settings, of_aspects = settings_of(given.pop("set") or [])
     names = given.pop("methods")
+    asked, samples = given.pop("evaluate"), given.pop("gradient_samples")
+    if samples is not None:
+        of_aspects.setdefault("attacks", {})["gradient_samples"] = samples
     fields = {name: value for name, value in given.items() if value is not None}
     for name in ("data", "models"):
         if name in fields:
-            fields[name] = _listed(fields[name])
+            fields[name] = listed(fields[name])
     for name in ("seeds", "folds"):
         if fields.get(name, "all") != "all":
-            fields[name] = tuple(_number(f"--{name}", each) for each in _listed(fields[name]))
+            fields[name] = tuple(_number(f"--{name}", each) for each in listed(fields[name]))
     if fields.get("ood") == "none":
         fields["ood"] = None
     if file is None or names is not None or settings:
-        fields["methods"] = entries(_listed(names) if names else DEFAULT_METHODS, settings)
-    if file is not None:
-        return read(file, **fields, command=command)
-    return Suite(**fields, command=command)
+        fields["methods"] = entries(listed(names) if names else DEFAULT_METHODS, settings)
+    suite = (
+        Suite(**fields, command=command) if file is None else read(file, **fields, command=command)
+    )
+    aspects = suite.aspects.changed(None if asked is None else listed(asked), of_aspects)
+    return replace(suite, aspects=aspects)
 
 
-def _settings(texts: list[str]) -> dict[str, dict[str, str]]:
-    """`stf.temperature=0.1` as options by method."""
-    settings: dict[str, dict[str, str]] = {}
+def settings_of(texts: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """`stf.temperature=0.1` as options by method, and `attacks.steps=20` as options by aspect."""
+    of_methods: dict[str, dict[str, Any]] = {}
+    of_aspects: dict[str, dict[str, Any]] = {}
     for key, value in assignments(texts).items():
         name, dot, option = key.partition(".")
         name = name.removesuffix(SCALED)
-        if not dot or name not in METHODS:
+        if not dot or name not in (*METHODS, *ASPECTS):
             raise OptionError(
                 f"--set {key}={value}: expected METHOD.OPTION=VALUE with a method among "
-                f"{', '.join(METHODS)}{near(name, METHODS)}"
+                f"{', '.join(METHODS)}, or an aspect among {', '.join(ASPECTS)}"
+                f"{near(name, (*METHODS, *ASPECTS))}"
             )
-        settings.setdefault(name, {})[option] = value
-    return settings
+        (of_aspects if name in ASPECTS else of_methods).setdefault(name, {})[option] = value
+    return of_methods, of_aspects
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def listed(text: str) -> tuple[str, ...]:
+    """What stands between the commas."""
     return tuple(each.strip() for each in text.split(",") if each.strip())
 
 

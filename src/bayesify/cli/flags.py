@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bayesify.compare.aspects import ASPECTS
 from bayesify.compare.choices import alternatives, options_of
 from bayesify.data.parts import VALIDATION_SHARE
 from bayesify.methods import METHODS
@@ -119,6 +120,26 @@ Ood = Annotated[
     flag(
         "--ood",
         help="Foreign data to recognise, or none. [dim]default photos for images[/]",
+        panel=JUDGE,
+    ),
+]
+Evaluate = Annotated[
+    str | None,
+    flag(
+        "--evaluate",
+        help="What to measure beside quality, foreign data and cost: some of "
+        f"{', '.join(ASPECTS)}, with commas between them; all is all but shadows, which fits many "
+        "posteriors more. [dim]default none[/]",
+        panel=JUDGE,
+        metavar="ASPECTS",
+    ),
+]
+GradientSamples = Annotated[
+    int | None,
+    flag(
+        "--gradient-samples",
+        help="Weight samples in each gradient of an attack; with few, robustness is overrated. "
+        "[dim]default 20[/]",
         panel=JUDGE,
     ),
 ]

@@ -1,14 +1,28 @@
-"""`bayesify evaluate`: judge a saved posterior on held-out data."""
+"""`bayesify evaluate`: judge a saved posterior on held-out data; the result is kept beside it."""
 
+import shlex
+from datetime import UTC, datetime
 from json import dumps
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from bayesify import data
-from bayesify.cli.saved import open_run
+from bayesify.cli.comparing import listed, settings_of
+from bayesify.cli.saved import Notes, open_run
+from bayesify.compare.aspects import Aspects
+from bayesify.compare.cell import digest
+from bayesify.compare.judging import Judge
+from bayesify.compare.measure import cost
 from bayesify.compare.problems import usable_device
+from bayesify.compare.results import Results
 from bayesify.errors import OptionError
-from bayesify.evaluation.evaluate import evaluate as judge
+from bayesify.evaluation.evaluate import Evaluation
+from bayesify.fitting import versions
+from bayesify.methods import METHODS
+from bayesify.posterior import WeightPosterior
+from bayesify.progress import BatchCounter
 
 SPLITS = ("test", "validation", "train")
 
@@ -20,36 +34,115 @@ def evaluate(
     data_dir: str | None,
     split: str,
     ood: str | None,
+    evaluate: str | None,
+    gradient_samples: int | None,
+    set: list[str] | None,
+    transfer_from: str | None,
     num_samples: int | None,
     device: str | None,
     json: bool,
+    arguments: list[str],
 ) -> int:
-    """Print the evaluation; returns the exit code. Arguments are the command's flags."""
+    """Print the evaluation, and keep it; returns the exit code. Arguments are the flags."""
     if split not in SPLITS:
         raise OptionError(f"--split {split}: expected one of {', '.join(SPLITS)}.")
     if num_samples is not None and num_samples < 1:
         raise OptionError(f"--num-samples {num_samples}: expected at least 1.")
-    posterior, notes = open_run(run, device=usable_device(device))
+    aspects = _aspects(evaluate, gradient_samples, set or [])
+    usable = usable_device(device)
+    posterior, notes = open_run(run, device=usable)
     splits = notes.splits(source, data_dir)
-    if not len(getattr(splits, split)):
+    held_out = getattr(splits, split)
+    if not len(held_out):
         raise OptionError(
             f"--split {split}: that part is empty, since {run} was fitted with "
             f"--validation-share 0; choose test."
         )
     foreign = ood or ("photos" if splits.is_image else "none")
-    result = judge(
-        posterior,
-        getattr(splits, split),
-        ood=None if foreign == "none" else data.ood(foreign, like=splits, data_dir=data_dir),
-        num_samples=num_samples or 32,
-        target_scale=splits.target_scale,
+    other = None if transfer_from is None else open_run(transfer_from, device=usable)[0]
+    told, counter = Console(stderr=True, soft_wrap=True, highlight=False), BatchCounter(run)
+    judge = Judge(
+        aspects,
+        splits,
+        held_out,
+        None if foreign == "none" else data.ood(foreign, like=splits, data_dir=data_dir),
+        num_samples or 32,
+        surrogate=lambda: other,
+        tell=told.print,
+        on_batch=counter,
     )
+    try:
+        result = judge(posterior)
+    finally:
+        counter.close()
+    described = {"data": splits.name, "split": split, "ood": foreign}
+    record = {
+        **_record(posterior, notes, result, aspects, num_samples or 32),
+        **described,
+        "ood": None if foreign == "none" else foreign,
+        "command": shlex.join(["bayesify", *arguments]),
+    }
+    record["cost"] = cost(posterior, held_out[[0]][0], Path(run), num_samples=num_samples or 32)
+    place = ("options", "model", "fold", "seed", "setup", *described)
+    record["cell"] = digest({name: record[name] for name in place})
+    kept = _keep(run, record, told)
     if json:
-        described = {"run": run, "data": splits.name, "split": split, "ood": foreign}
-        print(dumps({**described, **result.to_json()}))
+        print(dumps({"run": run, **described, **result.to_json()}))
         return 0
     against = "" if foreign == "none" else f", against {foreign}"
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{run} on {splits.name}, {split} part{against}")
     console.print(str(result), markup=False)
+    if kept:
+        console.print(f"Kept in {kept}. Pictures of several: [bold]bayesify report {run} ...[/]")
     return 0
+
+
+def _aspects(asked: str | None, gradient_samples: int | None, texts: list[str]) -> Aspects:
+    of_methods, settings = settings_of(texts)
+    if of_methods:
+        raise OptionError(
+            f"--set {next(iter(of_methods))}: a saved posterior has the options of its fit; "
+            f"expected options of what is measured, such as attacks.steps=20."
+        )
+    if gradient_samples is not None:
+        settings.setdefault("attacks", {})["gradient_samples"] = gradient_samples
+    chosen = Aspects().changed(listed(asked or ""), settings)
+    if "shadows" in chosen:
+        raise OptionError(
+            "--evaluate shadows fits many posteriors like this one; use `bayesify compare`."
+        )
+    return chosen
+
+
+def _record(
+    posterior: WeightPosterior, notes: Notes, result: Evaluation, aspects: Aspects, samples: int
+) -> dict[str, Any]:
+    """As `bayesify compare` keeps it."""
+    record = posterior.record
+    options = record.options if record else {}
+    names = {kind.__name__: name for name, kind in METHODS.items()}
+    setup: dict[str, Any] = {"num_samples": samples, "evaluate": aspects.to_json()}
+    return {
+        "method": names.get(options.get("kind", ""), "posterior"),
+        "model": notes.model,
+        "fold": notes.data.get("fold"),
+        "seed": record.seed if record else 0,
+        "task": notes.task,
+        "options": options,
+        "setup": setup,
+        **result.to_json(),
+        "versions": versions(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _keep(run: str, record: dict[str, Any], told: Console) -> Path | None:
+    """Beside the posterior, where that can be written to."""
+    try:
+        results = Results(run)
+    except OptionError as error:
+        told.print(f"Not kept: {error}", markup=False)
+        return None
+    results.append(record)
+    return results.file

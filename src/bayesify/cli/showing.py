@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bayesify.errors import OptionError
 from bayesify.report import records
 from bayesify.report.groups import groups
 from bayesify.report.page import write
@@ -26,11 +27,16 @@ def show(found: Sequence[records.Record], *, stderr: bool = False) -> None:
             console.print(table)
 
 
-def report(*, path: str, json: bool) -> int:
-    """Write the page of a file of results again and show its tables; returns the exit code."""
-    found = records.read(path)
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    page = write(found, folder / "report.html", title="bayesify compare")
+def report(*, paths: list[str], out: str | None, json: bool) -> int:
+    """Write the page of files of results and show their tables; returns the exit code."""
+    found = records.read_all(paths)
+    if out is None and len(paths) > 1:
+        raise OptionError(
+            "several folders make one page: expected --out FILE to say where, as in "
+            "--out report.html."
+        )
+    folder = Path(paths[0]) if Path(paths[0]).is_dir() else Path(paths[0]).parent
+    page = write(found, out or folder / "report.html", title="bayesify report")
     if json:
         for record in found:
             print(dumps(record))

@@ -7,7 +7,7 @@ from rich.console import Console
 from bayesify.callbacks import Callback
 from bayesify.compare.cell import Cell
 from bayesify.compare.run import Watcher
-from bayesify.progress import ProgressBar
+from bayesify.progress import BatchCounter, ProgressBar
 from bayesify.report.records import Record
 
 
@@ -18,6 +18,7 @@ class Terminal(Watcher):
         self.console = console
         self.total = 0
         self.finished = 0
+        self.counter = BatchCounter("", console)
 
     def on_message(self, text: str) -> None:
         """One line."""
@@ -32,10 +33,16 @@ class Terminal(Watcher):
 
     def callbacks(self, cell: Cell, number: int) -> Sequence[Callback]:
         """A bar that says which of all cells it belongs to."""
-        return [ProgressBar(f"{number}/{self.total}  {cell.name}", self.console)]
+        self.counter = BatchCounter(f"{number}/{self.total}  {cell.name}", self.console)
+        return [ProgressBar(self.counter.label, self.console)]
+
+    def on_batch(self, inputs: int) -> None:
+        """Count what has been judged."""
+        self.counter(inputs)
 
     def on_cell(self, cell: Cell, record: Record | None, problem: str) -> None:
         """One line: what was run, and how long the fit took."""
+        self.counter.close()
         self.finished += 1
         count = f"[dim]{self.finished}/{self.total}[/]"
         if record is None:

@@ -35,7 +35,7 @@ def make(name: str, options: Options) -> Method:
         >>> make("stf", {"epochs": "3", "pretrain.epochs": 2}).pretrain.epochs
         2
     """
-    return _with(kind_of(name)(), flat(options))
+    return with_options(kind_of(name)(), flat(options))
 
 
 def grid(name: str, options: Options) -> list[tuple[str, Method]]:
@@ -120,8 +120,16 @@ def _flat(options: Options, prefix: str) -> Iterator[tuple[str, Any]]:
         yield from _flat(rest, dotted + ".")
 
 
-def _with(method: Any, options: dict[str, Any]) -> Any:
-    """`method` with its own options replaced, then those of the methods inside it."""
+def with_options(method: Any, options: dict[str, Any]) -> Any:
+    """A dataclass of options with some replaced, and then those of the methods inside it.
+
+    Args:
+        method: A method, or another dataclass of options, such as `Attacks`.
+        options: By dotted name, as text or typed values.
+
+    Raises:
+        OptionError: an option is unknown, or a value is impossible.
+    """
     own = {key: value for key, value in options.items() if "." not in key}
     changed = {key: read_value(type(method), key, value) for key, value in own.items()}
     inner: dict[str, dict[str, Any]] = {}
@@ -137,7 +145,7 @@ def _with(method: Any, options: dict[str, Any]) -> Any:
                 f"{_name(type(method))}: {key}.{next(iter(nested))} is given, but {key} is "
                 f"{'none' if held is None else 'no method'}; leave it out, or name a method."
             )
-        changed[key] = _with(held, nested)
+        changed[key] = with_options(held, nested)
     return replace(method, **changed)
 
 
@@ -232,6 +240,9 @@ def _read_int(value: Any, _: Any) -> int:
 def _read_float(value: Any, _: Any) -> float:
     if isinstance(value, bool):
         raise ValueError
+    if isinstance(value, str) and "/" in value:  # 8/255, as the field writes its radii
+        over, under = value.split("/")
+        return float(over) / int(under)
     return float(value)
 
 

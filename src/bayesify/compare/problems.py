@@ -86,6 +86,7 @@ def cells(suite: Suite, arena: Arena) -> Iterator[Cell]:
         "weights": Path(suite.weights).name if suite.weights else None,
         "weights_digest": _content(Path(suite.weights)) if suite.weights else None,
         "validation_share": None if usual_share else suite.validation_share,
+        "evaluate": suite.aspects.to_json() or None,
     }
     setup |= {name: value for name, value in optional.items() if value is not None}
     for model in suite.models:
@@ -148,6 +149,8 @@ def _arena(suite: Suite, source: str, fold: int | None, content: str) -> Arena:
     )
     named = "photos" if splits.is_image else None
     ood_name = named if suite.ood == "auto" else suite.ood
+    if ood_name == "each-other":
+        ood_name = suite.data[(suite.data.index(source) + 1) % len(suite.data)]
     ood = None
     if ood_name is not None:
         ood = data.ood(ood_name, like=splits, data_dir=suite.data_dir, image_size=suite.image_size)

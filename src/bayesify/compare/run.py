@@ -9,6 +9,7 @@ from typing import Any
 
 from bayesify.callbacks import Callback
 from bayesify.compare.cell import Cell
+from bayesify.compare.judging import Judge
 from bayesify.compare.likelihood import likelihood_of
 from bayesify.compare.measure import (
     cost,
@@ -22,9 +23,10 @@ from bayesify.compare.results import Results
 from bayesify.compare.suite import Suite
 from bayesify.cost import CostMeter
 from bayesify.errors import BayesifyError
-from bayesify.evaluation.evaluate import evaluate
+from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.temperature import temperature_scaled
 from bayesify.fitting import fit, versions
+from bayesify.likelihoods import Likelihood
 from bayesify.options import to_json
 from bayesify.posterior import Posterior
 from bayesify.report.records import Record
@@ -42,6 +44,9 @@ class Watcher:
     def callbacks(self, cell: Cell, number: int) -> Sequence[Callback]:
         """What watches the fit of `cell`, the `number`-th of all, counted from 1."""
         return ()
+
+    def on_batch(self, inputs: int) -> None:
+        """A batch of so many inputs has been judged."""
 
     def on_cell(self, cell: Cell, record: Record | None, problem: str) -> None:
         """A cell is finished, with its record, or has failed with a `problem`."""
@@ -123,6 +128,7 @@ class _Work:
     set_aside: Callable[[], None]
     warm: set[Any] = field(default_factory=set)
     revision: str | None = field(default_factory=git_revision)
+    surrogate: tuple[Any, Posterior] | None = None
 
     def run(self, todo: list[tuple[Arena, Cell]]) -> None:
         number = self.outcome.total - len(todo)
@@ -151,10 +157,36 @@ class _Work:
             self.done[cell.identity] = record
         self.watcher.on_cell(cell, record, problem)
 
+    def _surrogate(self, arena: Arena, cell: Cell) -> Posterior:
+        """MAP on the same data, from the same initial weights: whose attacks are transferred."""
+        place = (arena.name, arena.fold, cell.model, cell.seed)
+        if self.surrogate is None or self.surrogate[0] != place:
+            self.surrogate = (place, self._trained(arena, replace(cell, entry=self.suite.trained)))
+        return self.surrogate[1]
+
+    def _shadowed(self, judge: Judge, arena: Arena, cell: Cell) -> Findings:
+        return judge.shadowed(
+            lambda seed: build(self.suite, arena, cell.model, seed=seed),
+            cell.entry.method,
+            self._likelihood(arena, cell),
+            batch_size=self.suite.batch_size,
+            device=self.suite.device,
+            out=self.results.folder / "shadows" / cell.fit_identity,
+        )
+
+    def _likelihood(self, arena: Arena, cell: Cell) -> Likelihood:
+        return likelihood_of(arena.splits.task, cell.setup.get("likelihood", {}))
+
     def _fit(self, arena: Arena, cell: Cell, number: int) -> Posterior:
+        posterior = self._trained(arena, cell, callbacks=self.watcher.callbacks(cell, number))
+        if cell.entry.method == self.suite.trained.method and "attacks" in self.suite.aspects:
+            self.surrogate = ((arena.name, arena.fold, cell.model, cell.seed), posterior)
+        return posterior
+
+    def _trained(self, arena: Arena, cell: Cell, callbacks: Sequence[Callback] = ()) -> Posterior:
         suite, method, train = self.suite, cell.entry.method, arena.splits.train
         held_out = arena.splits.validation if len(arena.splits.validation) else None
-        likelihood = likelihood_of(arena.splits.task, cell.setup.get("likelihood", {}))
+        likelihood = self._likelihood(arena, cell)
         model = build(suite, arena, cell.model, seed=cell.seed)
         kind = (type(method), cell.model, arena.name)
         if kind not in self.warm:
@@ -179,7 +211,7 @@ class _Work:
             seed=cell.seed,
             device=suite.device,
             batch_size=suite.batch_size,
-            callbacks=self.watcher.callbacks(cell, number),
+            callbacks=callbacks,
         )
 
     def _record(self, arena: Arena, cell: Cell, posterior: Posterior) -> Record:
@@ -187,13 +219,19 @@ class _Work:
         if cell.entry.scaled:
             posterior = _scaled(posterior, arena, suite)
         held_out = splits.validation if suite.split == "validation" else splits.test
-        judged = evaluate(
-            posterior,
+        judge = Judge(
+            suite.aspects,
+            splits,
             held_out,
-            ood=arena.ood,
-            num_samples=suite.num_samples,
-            target_scale=splits.target_scale,
+            arena.ood,
+            suite.num_samples,
+            surrogate=lambda: self._surrogate(arena, cell),
+            tell=self.watcher.on_message,
+            on_batch=self.watcher.on_batch,
         )
+        judged = judge(posterior)
+        if not cell.entry.scaled:  # with a temperature they would say the same
+            judged = judged.joined(self._shadowed(judge, arena, cell))
         example, _ = held_out[[0]]
         price = cost(posterior, example, self.results.folder, num_samples=suite.num_samples)
         if cell.entry.scaled:

@@ -15,7 +15,8 @@ temperature = [0.1, 1.0]        # a list is a grid: every combination is compare
 where = "*.mlp.*"
 likelihood.scale = 0.5          # an option of the likelihood that belongs to the data's task
 
-`[[literature]]` tables hold published numbers: see compare/literature.py.
+`[[literature]]` tables hold published numbers: see compare/literature.py. `evaluate = ["attacks"]`
+asks for more to be measured, with options in a table `[attacks]`: see compare/aspects.py.
 """
 
 import tomllib
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from bayesify.compare.aspects import ASPECTS, Aspects
 from bayesify.compare.choices import combinations, flat, grid, near
 from bayesify.compare.literature import Literature, read_literature
 from bayesify.data import check_validation_share
@@ -31,6 +33,7 @@ from bayesify.data.parts import VALIDATION_SHARE
 from bayesify.errors import DataError, OptionError
 from bayesify.methods import METHODS
 from bayesify.methods.base import Method
+from bayesify.methods.map import MAP
 
 SCALED = "+ts"
 """Suffix of a method's name: temperature scaling on the validation part, after the fit."""
@@ -69,7 +72,9 @@ class Suite:
         methods: What is compared.
         seeds: Of the initial weights and the fit.
         split: The part that is judged on: "test", or "validation" for choosing options.
-        ood: Foreign data; "auto" is photographs where the data are images; None: none.
+        ood: Foreign data; "auto" is photographs where the data are images; "each-other" the data
+            of the suite next in line, so that of two each is foreign to the other; None: none.
+        aspects: What is measured beside quality, foreign data and cost.
         num_samples: Weight samples per prediction.
         batch_size: Examples a batch in training.
         weights: Safetensors file that is loaded into the model before the fit.
@@ -94,6 +99,7 @@ class Suite:
     seeds: tuple[int, ...] = (0, 1, 2)
     split: str = "test"
     ood: str | None = "auto"
+    aspects: Aspects = field(default_factory=Aspects)
     num_samples: int = 32
     batch_size: int = 64
     weights: str | None = None
@@ -109,6 +115,12 @@ class Suite:
     command: str = ""
     literature: tuple[Literature, ...] = ()
 
+    @property
+    def trained(self) -> Entry:
+        """The row whose adversarial inputs are tried on all others: the suite's own MAP, if any."""
+        plain = [each for each in self.methods if isinstance(each.method, MAP)]
+        return plain[0] if plain else Entry("map", MAP())
+
     def __post_init__(self) -> None:
         for name in ("data", "models", "methods", "seeds", "folds"):
             if getattr(self, name) in ((), ""):
@@ -117,13 +129,14 @@ class Suite:
             raise OptionError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}.")
         if self.folds != "all" and isinstance(self.folds, str):
             raise OptionError(f"folds={self.folds!r}: expected 'all' or whole numbers.")
+        if self.ood == "each-other" and len(self.data) < 2:
+            raise OptionError("ood='each-other': expected two data sets or more, got one.")
         self._check_validation()
         for name in ("num_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name}={getattr(self, name)}: expected at least 1.")
-        for seed in self.seeds:
-            if not 0 <= seed < 2**32:
-                raise OptionError(f"seed {seed}: expected a whole number from 0 to 2**32 - 1.")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise OptionError(f"seeds={self.seeds}: expected whole numbers from 0 to 2**32 - 1.")
         labels = [entry.label for entry in self.methods]
         if twice := {label for label in labels if labels.count(label) > 1}:
             raise OptionError(
@@ -184,7 +197,8 @@ def read(path: str | Path, **overrides: Any) -> Suite:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: expected a suite in TOML, got none ({reason}).") from error
     methods, literature = table.pop("method", None), table.pop("literature", [])
-    aside = ("methods", "command", "literature")
+    aspects = _aspects(path, table)
+    aside = ("methods", "command", "literature", "aspects")
     known = {each.name: each for each in fields(Suite) if each.name not in aside}
     for key in table:
         if key not in known:
@@ -199,7 +213,21 @@ def read(path: str | Path, **overrides: Any) -> Suite:
     else:
         given["methods"] = entries(DEFAULT_METHODS, {})
     given["literature"] = read_literature(str(path), literature, given.get("data", Suite.data))
+    given["aspects"] = aspects
     return Suite(**(given | overrides))
+
+
+def _aspects(path: str | Path, table: dict[str, Any]) -> Aspects:
+    """What `evaluate` and the tables beside it say; takes them out of `table`."""
+    names = table.pop("evaluate", [])
+    names = [names] if isinstance(names, str) else names
+    tables = {name: table.pop(name) for name in ASPECTS if name in table}
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise OptionError(f"{path}: evaluate: expected a list of names, got {names!r}.")
+    for name, each in tables.items():
+        if not isinstance(each, Mapping):
+            raise OptionError(f"{path}: expected {name} as a table [{name}], got {each!r}.")
+    return Aspects().changed(names, tables)
 
 
 def _named(name: str) -> Sequence[str]:

@@ -1,8 +1,11 @@
 """Is a confidence of 80 % right in 80 % of cases? Reliability bins and temperature scaling.
 
-    ece = sum_b n_b / N |accuracy_b - confidence_b|,    b over equal-width bins of confidence
+    ece = sum_b n_b / N |accuracy_b - confidence_b|,    b over bins of confidence
+    mce = max_b |accuracy_b - confidence_b|
 
-Source: Guo et al. 2017, arXiv 1706.04599, eqs. 2-3 (bins) and section 4.2 (temperature).
+Sources: Guo et al. 2017, arXiv 1706.04599, eqs. 2-3 (bins), 5 (mce) and section 4.2 (temperature);
+bins of equal mass instead of equal width: Nguyen & O'Connor 2015, arXiv 1508.05154, and
+Nixon et al. 2019, arXiv 1904.01685 (there per class, here of the top label).
 
 One set of bins serves the diagram and the number, so that the two cannot disagree. Confidences are
 binned in single precision, as torchmetrics does, which is the oracle in the tests; counts and sums
@@ -27,7 +30,7 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """Predictions sorted into equal-width bins of confidence; the last bin holds 1 as well.
+    """Predictions sorted into bins of confidence, of equal width or of equal mass.
 
     Args:
         confidence: Mean confidence of each bin; 0 where it is empty.
@@ -42,8 +45,12 @@ class ReliabilityBins:
     @property
     def ece(self) -> float:
         """Mean over predictions of |accuracy - confidence| of their bin (l1)."""
-        gap = (self.accuracy - self.confidence).abs()
-        return float((gap * self.count).sum() / self.count.sum())
+        return float((self._gap * self.count).sum() / self.count.sum())
+
+    @property
+    def mce(self) -> float:
+        """Largest |accuracy - confidence| of a bin, however few predictions it holds."""
+        return float(self._gap.max())  # 0 in empty bins
 
     def to_json(self) -> dict[str, list[float] | list[int]]:
         """Lists by name, rounded to six digits after the point."""
@@ -53,6 +60,10 @@ class ReliabilityBins:
             "count": self.count.tolist(),
         }
 
+    @property
+    def _gap(self) -> Float[Tensor, " bins"]:
+        return (self.accuracy - self.confidence).abs()
+
 
 def reliability(
     probs: Float[Tensor, "examples classes"],
@@ -60,7 +71,7 @@ def reliability(
     *,
     bins: int = DEFAULT_BINS,
 ) -> ReliabilityBins:
-    """Confidence and accuracy of the top label, in `bins` equal-width bins.
+    """Confidence and accuracy of the top label, in `bins` equal-width bins; the last holds 1 too.
 
     Example:
         >>> probs = torch.tensor([[0.9, 0.1], [0.9, 0.1]])
@@ -71,6 +82,49 @@ def reliability(
     check_classes(probs, target)
     confidence, top = probs.max(1)
     return _into_bins(confidence, top == target, bins)
+
+
+def adaptive_reliability(
+    probs: Float[Tensor, "examples classes"],
+    target: Int[Tensor, " examples"],
+    *,
+    bins: int = DEFAULT_BINS,
+) -> ReliabilityBins:
+    """Confidence and accuracy of the top label, in `bins` bins of equal mass.
+
+    Predictions are sorted by confidence and cut into runs of N / `bins`; when that is no whole
+    number, the first (least confident) N mod `bins` runs hold one more, and with fewer predictions
+    than bins the last ones are empty. Predictions of the same confidence (in single precision) are
+    given their common accuracy first, so that the result does not depend on the order of examples
+    where a cut falls between equals.
+
+    Example:
+        >>> probs = torch.tensor([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2], [0.9, 0.1]])
+        >>> bins = adaptive_reliability(probs, torch.tensor([1, 0, 0, 0]), bins=2)
+        >>> bins.count.tolist(), bins.accuracy.tolist(), round(bins.ece, 3)
+        ([2, 2], [0.5, 1.0], 0.15)
+    """
+    check_classes(probs, target)
+    confidence, top = probs.max(1)
+    confidence, order = confidence.float().sort()
+    correct = tied_means(confidence, (top == target)[order].double())
+    runs = torch.arange(bins, device=confidence.device)
+    size = len(confidence) // bins + (runs < len(confidence) % bins)
+    return _gathered(runs.repeat_interleave(size), confidence, correct, bins)
+
+
+def tied_means(
+    sorted_key: Float[Tensor, " examples"], value: Float[Tensor, " examples"]
+) -> Float[Tensor, " examples"]:
+    """Each value replaced by the mean over all examples of the same key; keys must be sorted.
+
+    Example:
+        >>> tied_means(torch.tensor([1.0, 2.0, 2.0]), torch.tensor([5.0, 0.0, 1.0])).tolist()
+        [5.0, 0.5, 0.5]
+    """
+    _, group, count = sorted_key.unique_consecutive(return_inverse=True, return_counts=True)
+    total = torch.zeros(len(count), dtype=value.dtype, device=value.device)
+    return (total.index_add(0, group, value) / count)[group]
 
 
 def label_reliability(
@@ -116,6 +170,10 @@ def _into_bins(confidence: Tensor, correct: Tensor, bins: int) -> ReliabilityBin
     confidence = confidence.float().contiguous()
     edges = torch.linspace(0, 1, bins + 1, device=confidence.device)
     index = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, bins - 1)
+    return _gathered(index, confidence, correct, bins)
+
+
+def _gathered(index: Tensor, confidence: Tensor, correct: Tensor, bins: int) -> ReliabilityBins:
     count = torch.bincount(index, minlength=bins)
     total = torch.bincount(index, confidence.double(), minlength=bins)
     right = torch.bincount(index, correct.double(), minlength=bins)

@@ -65,6 +65,18 @@ def check_scores(scores: Tensor) -> None:
     _check_finite(scores)
 
 
+def check_pit(pit: Tensor) -> None:
+    """Refuse anything but values (N, D) of distribution functions, at least one."""
+    if pit.ndim != 2:
+        raise ShapeError(f"expected one value per example and dimension, got {tuple(pit.shape)}.")
+    _check_finite(pit)
+    if pit.min() < 0 or pit.max() > 1:
+        raise DataError(
+            f"expected values of a distribution function, in [0, 1], got {pit.min():.4g} to "
+            f"{pit.max():.4g}; pass P(y <= target), not the target."
+        )
+
+
 def _check_probabilities(probs: Tensor) -> None:
     _check_finite(probs)
     if probs.min() < -SUM_TOLERANCE or probs.max() > 1 + SUM_TOLERANCE:

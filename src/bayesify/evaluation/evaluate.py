@@ -8,10 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesify.errors import ShapeError
+from bayesify.data.parts import Examples, Normalise, is_image_shape
+from bayesify.errors import ShapeError, UnsupportedModelError
+from bayesify.evaluation.attacks import InputBox
 from bayesify.evaluation.calibration import reliability
-from bayesify.evaluation.metrics import METRICS
-from bayesify.evaluation.ood import aupr, auroc, fpr95, id_score, roc_curve
+from bayesify.evaluation.certificates import certify
+from bayesify.evaluation.far_away import overconfidence
+from bayesify.evaluation.findings import Findings
+from bayesify.evaluation.membership import membership
+from bayesify.evaluation.metrics import measure
+from bayesify.evaluation.ood import ood_metrics
 from bayesify.evaluation.predictions import (
     OnBatch,
     Predictions,
@@ -19,7 +25,12 @@ from bayesify.evaluation.predictions import (
     collect,
     collect_unlabelled,
 )
+from bayesify.evaluation.regression import interval_calibration
+from bayesify.evaluation.robustness import Attacks, robustness
+from bayesify.evaluation.selective import risk_coverage
+from bayesify.evaluation.shift import Corruptions, shift
 from bayesify.loading import Data, as_loader
+from bayesify.posterior import Posterior, WeightPosterior
 
 NOTES = {
     "nll": "nats per example",
@@ -29,6 +40,18 @@ NOTES = {
     "coverage90": "0.9 is best",
     "ood_auroc": "ID positive, score -entropy",
     "ood_fpr95": "OOD taken for ID at 95 % ID kept",
+    "adaptive_ece": "15 bins of equal mass",
+    "mce": "largest gap of a bin",
+    "mean_entropy": "nats; how sharp",
+    "aurc": "area under risk by coverage",
+    "crps": "units of the target",
+    "interval_error": "mean gap of interval coverage",
+    "attack_eps": "radius of the attacks below",
+    "worst_accuracy": "right under all of the attacks",
+    "corrupted_accuracy": "mean over corruptions",
+    "membership_auc": "0.5 gives nothing away",
+    "certificate": "bounds the Gibbs risk",
+    "far_confidence": "limit far from the data",
 }
 
 
@@ -38,8 +61,7 @@ class Evaluation:
 
     Args:
         metrics: Numbers by name.
-        curves: What the report draws, JSON-ready: "reliability" (classification) and "roc" (with
-            out-of-distribution data).
+        curves: What the report draws, JSON-ready.
         predictions: What the metrics were computed from, before any `target_scale`.
     """
 
@@ -51,6 +73,11 @@ class Evaluation:
         """`metrics` and `curves`; a number that is not finite becomes None, as JSON has none."""
         finite = {k: v if math.isfinite(v) else None for k, v in self.metrics.items()}
         return {"metrics": finite, "curves": self.curves}
+
+    def joined(self, more: Findings) -> "Evaluation":
+        """With the numbers and curves of another part."""
+        found = Findings(self.metrics, self.curves) | more
+        return replace(self, metrics=found.metrics, curves=found.curves)
 
     def __str__(self) -> str:
         width = max(map(len, self.metrics))
@@ -66,6 +93,13 @@ def evaluate(
     data: Data,
     *,
     ood: Data | Tensor | None = None,
+    members: Data | None = None,
+    certifying: Data | None = None,
+    attacks: Attacks | None = None,
+    surrogate: Posterior | None = None,
+    corruptions: Corruptions | None = None,
+    far_away: bool = False,
+    normalise: Normalise | None = None,
     num_samples: int = 32,
     batch_size: int = 256,
     chunk_size: int | None = None,
@@ -74,15 +108,27 @@ def evaluate(
 ) -> Evaluation:
     """Predict `data` (and `ood`) once, with the same weight samples throughout, and measure.
 
+    The other parts are made where they are asked for, and each has a function of its own, whose
+    metrics and curves are joined here.
+
     Args:
         posterior: What predicts.
         data: Held-out data: a loader, a data set, or tensors `(x, y)`.
         ood: Data of another kind; its targets are never read. May be a bare tensor of inputs.
+        members: Training examples, without augmentation, to be told from `data` by an attacker:
+            see `membership`.
+        certifying: Training data of a fit with `certify_split`: see `certify`.
+        attacks: Adversarial attacks to withstand, such as `Attacks()`: see `robustness`.
+        surrogate: Another posterior, such as MAP's, whose adversarial inputs are tried as well.
+        corruptions: Corruptions of images to withstand, such as `Corruptions()`: see `shift`.
+        far_away: Whether to follow the confidence far away from the data: see `overconfidence`.
+        normalise: From images in [0, 1] to what the model sees, for attacks and corruptions; None:
+            that of `data` where they are `bayesify.data.Examples`, else images are in [0, 1].
         num_samples: Weight samples S.
         batch_size: For data that is no loader; the results do not depend on it.
         chunk_size: Weight samples evaluated at once; None: the posterior decides.
-        target_scale: Standard deviation (D,) by which regression targets were divided; RMSE, NLL
-            and sharpness are then given in the units of the target.
+        target_scale: Standard deviation (D,) by which regression targets were divided; RMSE, NLL,
+            CRPS and sharpness are then given in the units of the target.
         on_batch: Called after every batch with the number of inputs it held.
     """
     passing = {"num_samples": num_samples, "chunk_size": chunk_size, "on_batch": on_batch}
@@ -90,23 +136,73 @@ def evaluate(
         posterior, as_loader(data, batch_size=batch_size, shuffle=False), **passing
     )
     measured = predictions if target_scale is None else in_target_units(predictions, target_scale)
-    metrics = {name: metric(measured) for name, metric in METRICS[predictions.task].items()}
-    curves: dict[str, dict[str, Any]] = {}
-    if predictions.task == "classification":
-        curves["reliability"] = reliability(predictions.probs, predictions.target).to_json()
+    found = quality(measured)
     if ood is not None:
         unlabelled = (ood, torch.zeros(len(ood))) if isinstance(ood, Tensor) else ood
         other = collect_unlabelled(
             posterior, as_loader(unlabelled, batch_size=batch_size, shuffle=False), **passing
         )
-        scores = id_score(predictions.values), id_score(other)
-        metrics |= {
-            "ood_auroc": auroc(*scores),
-            "ood_aupr": aupr(*scores),
-            "ood_fpr95": fpr95(*scores),
-        }
-        curves["roc"] = roc_curve(*scores)
-    return Evaluation(metrics, curves, predictions)
+        found |= ood_metrics(predictions.values, other)
+    if members is not None:
+        found |= membership(posterior, members, data, batch_size=batch_size, **passing)
+    if corruptions is not None:
+        seen = _normalise_of(data, normalise)
+        found |= shift(
+            posterior, data, corruptions, normalise=seen, batch_size=batch_size, **passing
+        )
+    if attacks is not None:
+        seen = _normalise_of(data, normalise)
+        found |= robustness(
+            _attackable(posterior),
+            data,
+            attacks,
+            box=None if seen is None else InputBox.of(seen),
+            surrogate=surrogate,
+            **passing,
+        )
+    if certifying is not None:
+        found |= certify(_over_weights(posterior), certifying).findings()
+    if far_away:
+        found |= overconfidence(_over_weights(posterior), data, num_samples=num_samples)
+    return Evaluation(found.metrics, found.curves, predictions)
+
+
+def quality(predictions: Predictions) -> Findings:
+    """Every metric of the task, and the curves that belong to them."""
+    curves: dict[str, dict[str, Any]] = {}
+    if predictions.task == "classification":
+        curves["reliability"] = reliability(predictions.probs, predictions.target).to_json()
+        curves["risk_coverage"] = risk_coverage(predictions.probs, predictions.target).to_json()
+    if "pit" in predictions.scores:
+        curves["intervals"] = interval_calibration(predictions.scores["pit"]).to_json()
+    return Findings(measure(predictions), curves)
+
+
+def _normalise_of(data: Data, given: Normalise | None) -> Normalise | None:
+    """What images went through; None for other inputs, whose range nobody knows."""
+    if given is not None:
+        return given
+    if isinstance(data, Examples) and is_image_shape(data.x.shape[1:]):
+        return data.normalise
+    return None
+
+
+def _attackable(posterior: Predicts) -> Posterior:
+    if not isinstance(posterior, Posterior):
+        raise UnsupportedModelError(
+            f"attacks need the gradient of `outputs`: expected a bayesify.Posterior, got "
+            f"{type(posterior).__name__}; derive from it."
+        )
+    return posterior
+
+
+def _over_weights(posterior: Predicts) -> WeightPosterior:
+    if not isinstance(posterior, WeightPosterior):
+        raise UnsupportedModelError(
+            f"certificates and far-away limits are of distributions over weights: expected a "
+            f"bayesify.WeightPosterior, got {type(posterior).__name__}."
+        )
+    return posterior
 
 
 def in_target_units(predictions: Predictions, scale: Float[Tensor, " dims"]) -> Predictions:
@@ -129,4 +225,8 @@ def in_target_units(predictions: Predictions, scale: Float[Tensor, " dims"]) -> 
         values={name: each * powers[name] for name, each in predictions.values.items()},
         log_prob=predictions.log_prob - scale.log().sum(),
         target=predictions.target * scale,
+        scores={
+            name: each * scale if name == "crps" else each
+            for name, each in predictions.scores.items()
+        },
     )

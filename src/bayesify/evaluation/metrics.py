@@ -11,9 +11,16 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from bayesify.evaluation.calibration import DEFAULT_BINS, label_reliability, reliability
+from bayesify.evaluation.calibration import (
+    DEFAULT_BINS,
+    adaptive_reliability,
+    label_reliability,
+    reliability,
+)
 from bayesify.evaluation.checks import check_classes, check_labels, check_scores, check_values
 from bayesify.evaluation.predictions import Predictions
+from bayesify.evaluation.regression import interval_calibration, interval_coverage, mean_crps
+from bayesify.evaluation.selective import risk_coverage
 
 Probs = Float[Tensor, "examples classes"]
 Classes = Int[Tensor, " examples"]
@@ -68,6 +75,50 @@ def ece(probs: Probs, target: Classes, *, bins: int = DEFAULT_BINS) -> float:
     return reliability(probs, target, bins=bins).ece
 
 
+def adaptive_ece(probs: Probs, target: Classes, *, bins: int = DEFAULT_BINS) -> float:
+    """Expected calibration error of the top label: `bins` equal-mass bins, l1.
+
+    Ties and remainders: see `adaptive_reliability`.
+
+    Example:
+        >>> probs = torch.tensor([[0.6, 0.4], [0.7, 0.3], [0.8, 0.2], [0.9, 0.1]])
+        >>> round(adaptive_ece(probs, torch.tensor([1, 0, 0, 0]), bins=2), 3)
+        0.15
+    """
+    return adaptive_reliability(probs, target, bins=bins).ece
+
+
+def mce(probs: Probs, target: Classes, *, bins: int = DEFAULT_BINS) -> float:
+    """Maximum calibration error of the top label: the worst of `bins` equal-width bins.
+
+    A bin with a single example counts as much as any other: noisy on small data.
+    """
+    return reliability(probs, target, bins=bins).mce
+
+
+def mean_entropy(probs: Probs) -> float:
+    """Sharpness: mean entropy of the predictive, nats; 0 is certain, ln C knows nothing.
+
+    No score of its own: small is good only where the predictive is calibrated.
+
+    Example:
+        >>> round(mean_entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]])), 3)      # ln(2) / 2
+        0.347
+    """
+    check_classes(probs, probs.argmax(1))
+    return float(torch.special.entr(probs.double().clamp_min(0)).sum(1).mean())
+
+
+def aurc(probs: Probs, target: Classes) -> float:
+    """Area under the risk-coverage curve: mean error rate over the k most confident, all k.
+
+    Example:
+        >>> aurc(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 1]))
+        0.25
+    """
+    return risk_coverage(probs, target).aurc
+
+
 # ----------------------------------------------------------------------------------- multilabel
 
 
@@ -111,7 +162,9 @@ def rmse(mean: Values, target: Values) -> float:
 def coverage90(mean: Values, variance: Values, target: Values) -> float:
     """Share of targets inside the central 90 % interval of a Gaussian with the same two moments.
 
-    The predictive is a mixture; its interval is approximated by moment matching. 0.9 is best.
+    The predictive is a mixture; its interval is approximated by moment matching. 0.9 is best. Where
+    predictions hold the `pit` of their targets, the metric of this name is exact instead:
+    `interval_coverage(pit, 0.9)`.
     """
     check_values(mean, target)
     check_values(variance, target)
@@ -125,12 +178,46 @@ def sharpness(variance: Values) -> float:
     return math.sqrt(float(variance.double().mean()))
 
 
-METRICS: dict[str, dict[str, Callable[[Predictions], float]]] = {
+def measure(predictions: Predictions) -> dict[str, float]:
+    """All of `METRICS` for the task that are available.
+
+    Example:
+        >>> values = {"mean": torch.zeros(1, 1), "variance": torch.ones(1, 1)}
+        >>> plain = Predictions("regression", values, torch.tensor([-1.0]), torch.ones(1, 1))
+        >>> measure(plain)                                        # without `pit` and `crps`
+        {'rmse': 1.0, 'nll': 1.0, 'coverage90': 1.0, 'sharpness': 1.0}
+    """
+    found = {name: metric(predictions) for name, metric in METRICS[predictions.task].items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _crps(predictions: Predictions) -> float | None:
+    crps = predictions.scores.get("crps")
+    return None if crps is None else mean_crps(crps)
+
+
+def _coverage90(predictions: Predictions) -> float:
+    pit = predictions.scores.get("pit")
+    if pit is None:
+        return coverage90(predictions.mean, predictions.variance, predictions.target)
+    return interval_coverage(pit, 0.9)
+
+
+def _interval_error(predictions: Predictions) -> float | None:
+    pit = predictions.scores.get("pit")
+    return None if pit is None else interval_calibration(pit).error
+
+
+METRICS: dict[str, dict[str, Callable[[Predictions], float | None]]] = {
     "classification": {
         "accuracy": lambda p: accuracy(p.probs, p.target),
         "nll": lambda p: mean_nll(p.log_prob),
         "ece": lambda p: ece(p.probs, p.target),
+        "adaptive_ece": lambda p: adaptive_ece(p.probs, p.target),
+        "mce": lambda p: mce(p.probs, p.target),
         "brier": lambda p: brier(p.probs, p.target),
+        "mean_entropy": lambda p: mean_entropy(p.probs),
+        "aurc": lambda p: aurc(p.probs, p.target),
     },
     "multilabel": {
         "exact_match": lambda p: exact_match(p.probs, p.target),
@@ -142,11 +229,16 @@ METRICS: dict[str, dict[str, Callable[[Predictions], float]]] = {
     "regression": {
         "rmse": lambda p: rmse(p.mean, p.target),
         "nll": lambda p: mean_nll(p.log_prob),
-        "coverage90": lambda p: coverage90(p.mean, p.variance, p.target),
+        "crps": _crps,
+        "coverage90": _coverage90,
+        "interval_error": _interval_error,
         "sharpness": lambda p: sharpness(p.variance),
     },
 }
-"""What `evaluate` computes for each task, by name, as functions of `Predictions`."""
+"""What `measure` computes for each task, by name, as functions of `Predictions`.
+
+None: not available, because the predictive keeps less than is needed.
+"""
 
 _Z95 = float(torch.special.ndtri(torch.tensor(0.95, dtype=torch.float64)))
 

@@ -2,6 +2,9 @@
 
 Convention: ID is the positive class, and a higher score means more in-distribution. Only the order
 of the scores matters, so any real numbers will do (scikit-learn ranks them as they are).
+
+Entropy and the maximum probability (Hendrycks & Gimpel 2017, arXiv 1610.02136) mix what data leave
+open with what the model does not know; the mutual information (BALD) is the second part alone.
 """
 
 import numpy as np
@@ -12,11 +15,16 @@ from sklearn.metrics import roc_curve as sklearn_roc_curve
 from torch import Tensor
 
 from bayesify.errors import ShapeError
-from bayesify.evaluation.checks import check_scores
+from bayesify.evaluation.checks import SUM_TOLERANCE, check_scores
+from bayesify.evaluation.findings import Findings
 from bayesify.types import Named
 
 Scores = Float[Tensor, " examples"]
 OtherScores = Float[Tensor, " others"]
+
+LEAST_INFORMATION = 1e-5
+"""Mutual information, nats, that single precision cannot tell from 0 when entropies are
+subtracted."""
 
 
 def id_score(values: Named) -> Scores:
@@ -34,6 +42,72 @@ def id_score(values: Named) -> Scores:
     if "variance" in values:
         return -values["variance"].sum(1)
     raise ShapeError(f"expected values with `entropy` or `variance`, got {sorted(values)}.")
+
+
+def id_scores(values: Named) -> dict[str, Scores]:
+    """All scores that the values allow, by name; the first is that of `id_score`.
+
+    - "entropy": -entropy, nats.
+    - "mutual_information": -mutual information of y and the weights, nats; left out where it is
+      zero everywhere (below 1e-5), as a single network has none.
+    - "max_prob": the largest probability; only for classes, whose probabilities sum to one (those
+      of independent labels say nothing by their largest).
+    - "variance": -total variance, for regression.
+
+    Args:
+        values: `Predictions.values`, or what `collect_unlabelled` returns.
+
+    Example:
+        >>> probs = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
+        >>> entropy = torch.special.entr(probs).sum(1)
+        >>> list(id_scores({"probs": probs, "entropy": entropy, "mutual_information": entropy}))
+        ['entropy', 'mutual_information', 'max_prob']
+        >>> list(id_scores({"variance": torch.ones(2, 1)}))
+        ['variance']
+    """
+    scores = {"entropy" if "entropy" in values else "variance": id_score(values)}
+    information = values.get("mutual_information")
+    if information is not None and bool((information >= LEAST_INFORMATION).any()):
+        scores["mutual_information"] = -information
+    probs = values.get("probs")
+    if probs is not None and bool(((probs.sum(1) - 1).abs() <= SUM_TOLERANCE).all()):
+        scores["max_prob"] = probs.amax(1)
+    return scores
+
+
+def ood_metrics(values_id: Named, values_ood: Named) -> Findings:
+    """AUROC, AUPR, FPR95 and the ROC curve by every score of `id_scores`.
+
+    Metrics are `ood_auroc`, `ood_aupr` and `ood_fpr95`, the curve is `roc`, by the score of
+    `id_score`; by the others with their names behind, as in `ood_auroc_mutual_information` and
+    `roc_max_prob`.
+
+    Args:
+        values_id: `Predictions.values` of data of the kind the model was trained for.
+        values_ood: The same of other data, from `collect_unlabelled`.
+
+    Raises:
+        ShapeError: the values hold neither `entropy` nor `variance`.
+        DataError: no examples, or scores that are not finite.
+
+    Example:
+        >>> sure, unsure = torch.full((3,), 0.1), torch.full((2,), 0.6)
+        >>> ood_metrics({"entropy": sure}, {"entropy": unsure}).metrics
+        {'ood_auroc': 1.0, 'ood_aupr': 1.0, 'ood_fpr95': 0.0}
+    """
+    shared = values_id.keys() & values_ood.keys()
+    both = {name: torch.cat([values_id[name], values_ood[name]]) for name in shared}
+    found = Findings()
+    for number, (name, score) in enumerate(id_scores(both).items()):
+        split = len(values_id[next(iter(shared))])
+        pair = score[:split], score[split:]
+        suffix = f"_{name}" if number else ""
+        numbers = {"ood_auroc": auroc(*pair), "ood_aupr": aupr(*pair), "ood_fpr95": fpr95(*pair)}
+        found |= Findings(
+            {f"{each}{suffix}": value for each, value in numbers.items()},
+            {f"roc{suffix}": roc_curve(*pair)},
+        )
+    return found
 
 
 def auroc(score_id: Scores, score_ood: OtherScores) -> float:

@@ -5,7 +5,7 @@ N counts examples; for segmentation-like outputs every position of every image i
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +55,9 @@ class Predictions:
             (N, D).
         log_prob: Log density of the target under the averaged predictive, nats per example.
         target: Class indices (N,), labels (N, L) or values (N, D).
+        scores: What else `Predictive.scores()` says of the targets, over all N examples: for
+            regression `crps`, in the units of the target, and `pit`, both (N, D). Empty where the
+            predictive has no such scores, and in files that were saved without.
 
     Example:
         >>> probs = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
@@ -69,6 +72,7 @@ class Predictions:
     values: Named
     log_prob: Float[Tensor, " examples"]
     target: Shaped[Tensor, "examples *dims"]
+    scores: Named = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.target)
@@ -111,6 +115,7 @@ class Predictions:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; a file of that name is replaced in one step or not at all."""
         tensors = {f"values/{name}": each.contiguous() for name, each in self.values.items()}
+        tensors |= {f"scores/{name}": each.contiguous() for name, each in self.scores.items()}
         tensors |= {"log_prob": self.log_prob.contiguous(), "target": self.target.contiguous()}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,8 +140,8 @@ class Predictions:
                 f"expected predictions saved by `Predictions.save` at {path}, got {reason!r}; "
                 f"collect and save them again."
             ) from reason
-        values = {name.removeprefix("values/"): each for name, each in tensors.items()}
-        return cls(task, values, log_prob, target)
+        values, scores = _under("values/", tensors), _under("scores/", tensors)
+        return cls(task, values, log_prob, target, scores)
 
     def _value(self, name: str) -> Tensor:
         if name not in self.values:
@@ -155,7 +160,9 @@ def collect(
     chunk_size: int | None = None,
     on_batch: OnBatch | None = None,
 ) -> Predictions:
-    """Predict every batch of `loader` with the same weight samples and keep the summaries.
+    """Predict every batch of `loader` with the same weight samples and keep summaries and scores.
+
+    A predictive of the user's own needs `task`, `log_prob` and `summary` only.
 
     Args:
         posterior: What predicts.
@@ -169,16 +176,18 @@ def collect(
     """
     task = ""
     rows: list[Named] = []
+    values: Named = {}
     for predictive, target in _predict(posterior, loader, num_samples, chunk_size, on_batch):
         task = predictive.task
         values = predictive.summary()
-        log_prob = predictive.log_prob(target)
+        scores = {f"scores/{name}": each for name, each in _scores(predictive, target).items()}
         if "mean" in values:  # (B,) and (B, D) are both welcome as targets
             target = target.reshape(values["mean"].shape)
-        rows.append(_on_cpu(flatten_positions({**values, "log_prob": log_prob, "target": target})))
+        rows.append(_on_cpu(flatten_positions({**values, **scores, "target": target})))
     whole = _concatenate(rows)
-    log_prob, target = whole.pop("log_prob"), whole.pop("target")
-    return Predictions(task, whole, log_prob, target)
+    scores, target = _under("scores/", whole), whole["target"]
+    values = {name: whole[name] for name in values}
+    return Predictions(task, values, scores.pop("log_prob"), target, scores)
 
 
 def collect_unlabelled(
@@ -210,6 +219,19 @@ def flatten_positions(values: Named) -> Named:
     probs = values["probs"]
     flat = {name: each.reshape(-1) for name, each in values.items() if name != "probs"}
     return {"probs": probs.movedim(1, -1).reshape(-1, probs.shape[1]), **flat}
+
+
+def _scores(predictive: Predictive, target: Tensor) -> Named:
+    if hasattr(predictive, "scores"):
+        return predictive.scores(target)
+    return {"log_prob": predictive.log_prob(target)}
+
+
+def _under(prefix: str, tensors: Named) -> Named:
+    """The tensors whose names start with `prefix`, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)
+    }
 
 
 def _predict(

@@ -7,7 +7,8 @@ and are averaged:
     mean = 1/n sum_i x_i,    standard error = sqrt(sum_i (x_i - mean)^2 / (n - 1)) / sqrt(n)
 
 Where there are several folds, x_i is the mean over the seeds of fold i: runs that share their data
-say less together than as many independent ones.
+say less together than as many independent ones. A single run has no such error; where its record
+holds one of its own, over its examples (`membership_auc_se` for `membership_auc`), that is taken.
 """
 
 import json
@@ -15,15 +16,21 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bayesify.report.columns import COST, METRICS
+from bayesify.report.columns import COST, METRICS, topic_of
 from bayesify.report.records import Record, is_published
+
+WITHIN = "_se"
+"""Ends the name of a standard error within a run."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n folds, or over n seeds of one; a single one has no standard error."""
+    """A mean over n folds, or over n seeds of one.
+
+    The standard error is that of the mean; of a single run it is that over its examples, or None.
+    """
 
     mean: float
     standard_error: float | None
@@ -50,18 +57,20 @@ class Row:
     def estimate(self, name: str) -> Estimate | None:
         """Mean of a metric or a cost; None where a run lacks it or it is not finite."""
         kind = "cost" if name in COST else "metrics"
-        values: dict[int | None, list[float | None]] = {}
-        for run in self.runs:
-            values.setdefault(run.get("fold"), []).append((run.get(kind) or {}).get(name))
-        if len(values) == 1:
-            return estimate(*values.values())
-        means = [estimate(each) for each in values.values()]
-        return estimate(None if each is None else each.mean for each in means)
+        if len(self.runs) == 1:
+            return self._single(kind, name)
+        return over_folds((run.get("fold"), (run.get(kind) or {}).get(name)) for run in self.runs)
 
     def mean(self, name: str) -> float | None:
         """Only the mean of `estimate`."""
         found = self.estimate(name)
         return None if found is None else found.mean
+
+    def _single(self, kind: str, name: str) -> Estimate | None:
+        numbers = self.runs[0].get(kind) or {}
+        found = estimate([numbers.get(name)])
+        own = estimate([numbers.get(name + WITHIN)])
+        return replace(found, standard_error=own.mean) if found and own else found
 
 
 @dataclass(frozen=True)
@@ -96,12 +105,19 @@ class Group:
     @property
     def metrics(self) -> list[str]:
         """Names of all metrics measured, described ones first and in their order."""
-        return _ordered({name for row in self.rows for run in row.runs for name in run["metrics"]})
+        found = {name for row in self.rows for run in row.runs for name in run["metrics"]}
+        return _ordered({name for name in found if not name.endswith(WITHIN)})
 
     @property
     def costs(self) -> list[str]:
         """Names of the costs that at least one row has."""
         return [name for name in COST if any(row.estimate(name) for row in self.rows)]
+
+    def names(self, topic: str) -> list[str]:
+        """The numbers of a topic that were measured; those nobody described are quality."""
+        if topic == "cost":
+            return self.costs
+        return [name for name in self.metrics if topic_of(name) == topic]
 
     @property
     def seeds(self) -> list[int]:
@@ -127,6 +143,23 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
     n = len(finite)
     error = statistics.stdev(finite) / math.sqrt(n) if n > 1 else None
     return Estimate(statistics.fmean(finite), error, n)
+
+
+def over_folds(values: Iterable[tuple[int | None, float | None]]) -> Estimate | None:
+    """Mean and standard error of (fold, value) pairs; seeds within a fold are averaged first.
+
+    >>> over_folds([(0, 1.0), (0, 3.0), (1, 4.0)])
+    Estimate(mean=3.0, standard_error=1.0, n=2)
+    >>> over_folds([(None, 1.0), (None, 3.0)]).n
+    2
+    """
+    folds: dict[int | None, list[float | None]] = {}
+    for fold, value in values:
+        folds.setdefault(fold, []).append(value)
+    if len(folds) == 1:
+        return estimate(*folds.values())
+    means = [estimate(each) for each in folds.values()]
+    return estimate(None if each is None else each.mean for each in means)
 
 
 def groups(records: Iterable[Record]) -> list[Group]:

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
+
+Segment: TypeAlias = tuple[float, float, float, float]
+"""A line from (x, y) to (x, y) in data coordinates."""
 
 CLEARANCE = 4.0
 """Points (1/72 inch) kept free around a marker."""
@@ -22,21 +26,25 @@ class Label:
     color: str
 
 
-def place_labels(figure: Figure, axes: Axes, labels: Sequence[Label]) -> None:
+def place_labels(
+    figure: Figure, axes: Axes, labels: Sequence[Label], avoid: Sequence[Segment] = ()
+) -> None:
     """Write each label at the nearest free place around its point. Changes `axes`.
 
     Tries places on growing rings, the right-hand side first, and takes the first that stays inside
-    the axes and clear of points and of labels placed before; if there is none, the first place.
-    Labels far from their point get a thin line to it. The layout of the figure is frozen.
+    the axes and clear of points, of labels placed before and of the level or upright lines `avoid`;
+    if there is none, the first place. Labels far from their point get a thin line to it. The layout
+    of the figure is frozen.
     """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # settles the layout, so that data coordinates mean something
     figure.set_layout_engine("none")  # ... and keep meaning it when labels have come
-    points = [_on_canvas(axes, each) for each in labels]
+    points = [_on_canvas(axes, each.x, each.y) for each in labels]
     taken = [
         Bbox.from_extents(x - CLEARANCE, y - CLEARANCE, x + CLEARANCE, y + CLEARANCE)
         for x, y in points
     ]
+    taken += [_around(axes, segment) for segment in avoid]
     frame = axes.get_window_extent()
     for label, point in zip(labels, points, strict=True):
         width, height = _size(axes, canvas, label.text)
@@ -93,9 +101,19 @@ def _inside(box: Bbox, frame: Bbox) -> bool:
     return frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
 
 
-def _on_canvas(axes: Axes, label: Label) -> tuple[float, float]:
-    x, y = axes.transData.transform((label.x, label.y))
+def _on_canvas(axes: Axes, x: float, y: float) -> tuple[float, float]:
+    x, y = axes.transData.transform((x, y))
     return float(x), float(y)
+
+
+def _around(axes: Axes, segment: Segment) -> Bbox:
+    start, end = _on_canvas(axes, *segment[:2]), _on_canvas(axes, *segment[2:])
+    return Bbox.from_extents(
+        min(start[0], end[0]) - 1,
+        min(start[1], end[1]) - 1,
+        max(start[0], end[0]) + 1,
+        max(start[1], end[1]) + 1,
+    )
 
 
 def _sign(value: float) -> int:

@@ -1,22 +1,23 @@
 """`report.html`: all tables and figures of a file of results on one self-contained page."""
 
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from bayesify.errors import DataError
-from bayesify.report.columns import Column, column
+from bayesify.report.column import Column
+from bayesify.report.columns import TOPICS, column
+from bayesify.report.figures import Figure, figures, pair_figure, pairs
+from bayesify.report.files import FOLDER, stems, tables_to_files, write_atomically
 from bayesify.report.groups import Group, Row, groups
-from bayesify.report.plots import cost_against_quality, reliability_diagrams, roc_curves
+from bayesify.report.paired import differences, paired_table
 from bayesify.report.records import Record, check, is_published
-from bayesify.report.style import GRID, INK, MUTED, PALETTE, PAPER, Style, styles
-from bayesify.report.tables import Table, circumstances, cost_table, quality_table
+from bayesify.report.style import PALETTE, Style, styles
+from bayesify.report.tables import Table, circumstances, topic_table
 
 DARK_PALETTE = (
     "#4ea5e3",
@@ -31,13 +32,27 @@ DARK_PALETTE = (
 """The palette of the figures, lightened for a dark page."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A drawing with its heading and the sentence under it."""
+MANY = 4
+"""With more figures than this, a section begins with a table of its contents."""
 
+
+@dataclass(frozen=True)
+class Part:
+    """One topic of a section: a table and its figures.
+
+    Args:
+        anchor: Where links go to.
+        title: Heading.
+        table: None where there are figures only.
+        figures: In order.
+        file: The table as a file, without its ending, relative to the page; "" for none.
+    """
+
+    anchor: str
     title: str
-    svg: Markup
-    caption: str
+    table: Table | None
+    figures: tuple[Figure, ...] = ()
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,18 +62,23 @@ class Section:
     anchor: str
     group: Group
     caption: str
-    quality: Table
-    cost: Table
-    figures: tuple[Figure, ...]
+    parts: tuple[Part, ...]
     appendix: tuple[tuple[str, str, str], ...]
     command: str
 
+    @property
+    def contents(self) -> tuple[Part, ...]:
+        """The parts, where there are many figures."""
+        return self.parts if sum(len(part.figures) for part in self.parts) > MANY else ()
+
 
 def write(records: Sequence[Record], path: str | Path, *, title: str = "bayesify report") -> Path:
-    """Write the page for `records`; a page of that name is replaced in one step or not at all.
+    """Write the page for `records`, and its tables as files into a folder `tables` beside it.
+
+    Files of these names are replaced in one step or not at all.
 
     Args:
-        records: What `records.read` returns.
+        records: What `records.read` or `records.read_all` returns.
         path: The file to write; its folder is made.
         title: Heading of the page.
 
@@ -66,15 +86,21 @@ def write(records: Sequence[Record], path: str | Path, *, title: str = "bayesify
         The path written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(render(records, title=title), encoding="utf-8")
-    os.replace(draft, path)
-    return path
+    page = render(records, title=title, files=True)
+    tables_to_files(groups(records), path.parent)
+    return write_atomically(path, page)
 
 
-def render(records: Sequence[Record], *, title: str = "bayesify report") -> str:
-    """The page as a string. The same records give the same page."""
+def render(
+    records: Sequence[Record], *, title: str = "bayesify report", files: bool = False
+) -> str:
+    """The page as a string. The same records give the same page.
+
+    Args:
+        records: What `records.read` returns.
+        title: Heading of the page.
+        files: Whether it links to the files that `tables_to_files` writes beside it.
+    """
     if not records:
         raise DataError("expected at least one result to report, got none.")
     for number, record in enumerate(records, start=1):
@@ -83,7 +109,11 @@ def render(records: Sequence[Record], *, title: str = "bayesify report") -> str:
         raise DataError("expected at least one run to report, got published numbers only.")
     labels = list(dict.fromkeys(row.label for group in found for row in group.rows))
     drawn = styles(labels)
-    sections = [_section(group, drawn, number) for number, group in enumerate(found, start=1)]
+    sections = [
+        _section(group, drawn, number, f"{FOLDER}/{stem}" if files else "")
+        for number, (group, stem) in enumerate(zip(found, stems(found), strict=True), start=1)
+    ]
+    both_ways = [pair_figure(pair, drawn) for pair in pairs(found)]
     environment = Environment(
         loader=PackageLoader("bayesify", "report"),
         autoescape=True,
@@ -94,6 +124,7 @@ def render(records: Sequence[Record], *, title: str = "bayesify report") -> str:
     return environment.get_template("page.html.j2").render(
         title=title,
         sections=sections,
+        pairs=[figure for figure in both_ways if figure],
         runs=sum(not is_published(each) for each in records),
         methods=labels,
         definitions=_definitions(found),
@@ -122,60 +153,52 @@ def command(group: Group) -> str:
     )
 
 
-def _section(group: Group, drawn: dict[str, Style], number: int) -> Section:
+def _section(group: Group, drawn: dict[str, Style], number: int, stem: str) -> Section:
+    anchor = f"section-{number}"
     return Section(
-        anchor=f"section-{number}",
+        anchor=anchor,
         group=group,
         caption=circumstances(group),
-        quality=quality_table(group),
-        cost=cost_table(group),
-        figures=_figures(group, drawn),
+        parts=tuple(_parts(group, drawn, anchor, stem)),
         appendix=tuple((row.label, _places(row), _options(row)) for row in group.rows),
         command=command(group),
     )
 
 
-def _figures(group: Group, drawn: dict[str, Style]) -> tuple[Figure, ...]:
-    made = [
-        (
-            "Reliability",
-            reliability_diagrams(group, drawn),
-            "Bars: share of right predictions at each confidence. On the dashed line a model is "
-            "right as often as it says; bars below it mean over-confidence. Underneath: how many "
-            "predictions have that confidence.",
-        ),
-        (
-            "Recognising foreign data",
-            roc_curves(group, drawn),
-            f"Telling {group.data} (ID) from {group.ood} (OOD) by the uncertainty of the "
-            "predictive. The nearer the upper left corner, the better.",
-        ),
-        (
-            "Quality and its price",
-            cost_against_quality(group, drawn),
-            "Down and to the left is better and cheaper. Bars are standard errors.",
-        ),
-    ]
-    return tuple(Figure(title, Markup(_themed(svg)), text) for title, svg, text in made if svg)
+def _parts(group: Group, drawn: dict[str, Style], anchor: str, stem: str) -> list[Part]:
+    pictures = figures(group, drawn)
+    made: list[Part] = []
+    told: set[str] = set()
+    for topic, (title, _) in TOPICS.items():
+        table = topic_table(group, topic) if group.names(topic) else None
+        if table is not None:
+            fresh = tuple(note for note in table.notes if note[0] == "*" or note not in told)
+            told |= {*table.notes}
+            table = replace(table, notes=fresh)
+        if table is not None or topic in pictures:
+            file = f"{stem}-{topic}" if stem and table is not None else ""
+            part = Part(f"{anchor}-{topic}", title, table, pictures.get(topic, ()), file)
+            made.append(part)
+        if topic == "quality" and (found := differences(group)) is not None:
+            name, file = "differences", f"{stem}-differences" if stem else ""
+            title = f"Differences to {found.reference} (paired over {_units(group)})"
+            made.append(Part(f"{anchor}-{name}", title, paired_table(found), (), file))
+    return made
 
 
-def _themed(svg: str) -> str:
-    """Colours by name instead of by value, so that the page's light or dark scheme decides."""
-    named = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper"}
-    named |= {color: f"c{i}" for i, color in enumerate(PALETTE)}
-    for color, name in named.items():
-        svg = svg.replace(color, f"var(--{name})")
-    return svg
+def _units(group: Group) -> str:
+    return "folds" if len(group.folds) > 1 else "seeds"
 
 
-def _definitions(found: list[Group]) -> list[tuple[Column, str]]:
-    names = dict.fromkeys(
-        name
-        for group in found
-        for name in (*group.metrics, *group.costs)
-        if column(name).definition
-    )
-    return [(column(name), name) for name in names if column(name).definition]
+def _definitions(found: list[Group]) -> list[tuple[str, list[tuple[Column, str]]]]:
+    """What the columns on the page mean, by topic."""
+    made: list[tuple[str, list[tuple[Column, str]]]] = []
+    for topic, (title, _) in TOPICS.items():
+        names = dict.fromkeys(name for group in found for name in group.names(topic))
+        told = [(column(name), name) for name in names if column(name).definition]
+        if told:
+            made.append((title, told))
+    return made
 
 
 def _options(row: Row) -> str:

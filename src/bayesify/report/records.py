@@ -1,6 +1,7 @@
 """Reading `results.jsonl`: one finished run or published method a line, checked as it comes in."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -53,6 +54,27 @@ def read(path: str | Path) -> list[Record]:
     if not records:
         raise DataError(f"expected at least one result in {path}, got an empty file.")
     return records
+
+
+def read_all(paths: Iterable[str | Path]) -> list[Record]:
+    """The records of several files or folders, joined in their order.
+
+    Of two runs of the same cell (the same `cell` entry) the later one counts, in the place of the
+    first; records without that entry are all kept.
+
+    Args:
+        paths: What `read` takes, at least one.
+
+    Raises:
+        DataError: no path was given, or one cannot be read.
+    """
+    found: dict[str, Record] = {}
+    for path in paths:
+        for record in read(path):
+            found[str(record.get("cell") or f"record {len(found)}")] = record
+    if not found:
+        raise DataError("expected at least one file or folder of results, got none.")
+    return list(found.values())
 
 
 def check(record: Any, where: str) -> Record:

@@ -2,7 +2,7 @@
 
 The palette is that of Okabe and Ito (2008, "Color universal design") without black and yellow, and
 with two tones added; neighbours stay apart for the colour-blind. A method keeps its colour, marker
-and dash through a whole page.
+and dash through a whole page, so that a figure can be read without colour.
 """
 
 import io
@@ -27,7 +27,7 @@ PALETTE = (
     "#7a7f87",
     "#882255",
 )
-MARKERS = ("o", "s", "^", "D")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 DASHES = ("-", "--", ":", "-.")
 
 SETTINGS: dict[Any, Any] = {
@@ -54,14 +54,16 @@ class Style:
 
 
 def styles(labels: list[str]) -> dict[str, Style]:
-    """A style for each label by its place in the list; 32 differ.
+    """A style for each label by its place in the list; 64 differ.
+
+    Neighbours differ in colour, marker and dash, so that they stay apart in grey print as well.
 
     >>> styles(["map", "stf"])["stf"].color
     '#d55e00'
     """
     rounds = [divmod(i, len(PALETTE)) for i in range(len(labels))]
     return {
-        label: Style(PALETTE[k], MARKERS[r % len(MARKERS)], DASHES[r % len(DASHES)])
+        label: Style(PALETTE[k], MARKERS[(k + r) % len(MARKERS)], DASHES[(k + r) % len(DASHES)])
         for label, (r, k) in zip(labels, rounds, strict=True)
     }
 

@@ -9,7 +9,8 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bayesify.report.columns import BRIEF, COST, Column, column
+from bayesify.report.column import Column
+from bayesify.report.columns import BRIEF, COST, column
 from bayesify.report.groups import Estimate, Group, Published
 
 
@@ -59,27 +60,27 @@ def table(group: Group, names: list[str]) -> Table:
     )
 
 
-def quality_table(group: Group) -> Table:
-    """All metrics of a group."""
-    return table(group, group.metrics)
-
-
-def cost_table(group: Group) -> Table:
-    """All costs of a group."""
-    return table(group, group.costs)
+def topic_table(group: Group, topic: str) -> Table:
+    """The numbers of one topic of `columns.TOPICS`; without columns where none was measured."""
+    return table(group, group.names(topic))
 
 
 def terminal_tables(group: Group, width: int) -> list[RichTable]:
     """The most important numbers; the best are bold.
 
-    One table where it fits into `width` characters, else quality and cost apart.
+    One table where it fits into `width` characters, else one for each part of `columns.BRIEF`, each
+    cut into as many as it takes. Only a single column may be wider than that.
     """
-    whole = _drawn(group, BRIEF, caption(group))
+    present = {*group.metrics, *group.costs}
+    parts = [[name for name in names if name in present] for names in BRIEF.values()]
+    whole = _drawn(group, [name for part in parts for name in part], caption(group))
     if measure_width(whole) <= width:
         return [whole]
-    quality = [name for name in BRIEF if name not in COST]
-    price = [name for name in BRIEF if name in COST]
-    return [_drawn(group, quality, caption(group)), _drawn(group, price, "")]
+    pieces = [piece for part in parts for piece in _cut(group, part, width)]
+    return [
+        _drawn(group, piece, caption(group) if number == 0 else "")
+        for number, piece in enumerate(pieces)
+    ]
 
 
 def measure_width(drawn: RichTable) -> int:
@@ -88,9 +89,19 @@ def measure_width(drawn: RichTable) -> int:
     return Measurement.get(console, console.options, drawn).maximum
 
 
+def _cut(group: Group, names: Sequence[str], width: int) -> list[list[str]]:
+    """Names in as few tables as fit, each filled before the next begins."""
+    pieces: list[list[str]] = []
+    for name in names:
+        if pieces and measure_width(_drawn(group, [*pieces[-1], name], "")) <= width:
+            pieces[-1].append(name)
+        else:
+            pieces.append([name])
+    return pieces
+
+
 def _drawn(group: Group, names: Sequence[str], title: str) -> RichTable:
-    present = {*group.metrics, *group.costs}
-    plain = table(group, [name for name in names if name in present])
+    plain = table(group, list(names))
     drawn = RichTable(
         title=title or None,
         title_justify="left",
@@ -174,7 +185,8 @@ def _cell(each: Column, found: Estimate | None, best: str | None) -> Cell:
     if found is None:
         return Cell(each.text(None), "", best=False)
     text = each.text(found.mean)
-    shown = found.standard_error is not None and each not in COST.values()
+    constant = each in COST.values() or each.kind in ("budget", "count")  # no estimate of anything
+    shown = found.standard_error is not None and not constant
     error = each.text(found.standard_error) if shown else ""
     return Cell(text, error, best=text == best)
 

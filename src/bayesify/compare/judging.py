@@ -1,0 +1,115 @@
+"""All that a comparison measures of one fitted posterior on held-out data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bayesify.compare.aspects import Aspects
+from bayesify.data.parts import Examples, Splits
+from bayesify.errors import UnsupportedModelError
+from bayesify.evaluation.evaluate import Evaluation, evaluate
+from bayesify.evaluation.findings import Findings
+from bayesify.evaluation.predictions import OnBatch
+from bayesify.likelihoods import Likelihood
+from bayesify.methods.base import Method
+from bayesify.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What posteriors for the same data are judged by.
+
+    Args:
+        aspects: What is measured beside quality and foreign data. What does not apply to the data
+            or to a posterior is left out.
+        splits: The data.
+        held_out: The part that is judged on.
+        ood: Foreign data, None for none.
+        num_samples: Weight samples.
+        surrogate: Gives the posterior whose adversarial inputs are tried on all others, if any.
+        tell: Hears what was left out, and why.
+        on_batch: Hears how many inputs were predicted.
+    """
+
+    aspects: Aspects
+    splits: Splits
+    held_out: Examples
+    ood: Examples | None
+    num_samples: int
+    surrogate: Callable[[], Posterior | None]
+    tell: Callable[[str], None] = lambda text: None
+    on_batch: OnBatch | None = None
+
+    def __call__(self, posterior: Posterior) -> Evaluation:
+        """The evaluation of one posterior."""
+        aspects, splits = self.aspects, self.splits
+        classes = splits.task == "classification"
+        attacked = "attacks" in aspects and classes
+        certifies = posterior.record is not None and posterior.record.certifying is not None
+        judged = evaluate(
+            posterior,
+            self.held_out,
+            ood=self.ood,
+            members=_clean(splits.train) if "membership" in aspects else None,
+            certifying=_clean(splits.train) if "certificates" in aspects and certifies else None,
+            attacks=aspects.options["attacks"] if attacked else None,
+            surrogate=self.surrogate() if attacked else None,
+            corruptions=aspects.options["corruptions"] if self._corruptible else None,
+            num_samples=self.num_samples,
+            target_scale=splits.target_scale,
+            on_batch=self.on_batch,
+        )
+        return judged.joined(self._far_away(posterior)) if classes else judged
+
+    @property
+    def _corruptible(self) -> bool:
+        right = self.splits.task == "classification" and self.splits.is_image
+        return right and "corruptions" in self.aspects
+
+    def _far_away(self, posterior: Posterior) -> Findings:
+        from bayesify.evaluation.far_away import overconfidence
+
+        if "far-away" not in self.aspects:
+            return Findings()
+        try:
+            return overconfidence(posterior, self.held_out, num_samples=self.num_samples)
+        except UnsupportedModelError as error:
+            self.tell(f"far-away is left out: {error}")
+            return Findings()
+
+    def shadowed(
+        self,
+        build: Callable[[int], nn.Module],
+        method: Method,
+        likelihood: Likelihood,
+        *,
+        batch_size: int,
+        device: str,
+        out: Path,
+    ) -> Findings:
+        """The attack by shadow posteriors, where it is asked for; they are kept in `out`."""
+        if "shadows" not in self.aspects or self.splits.task != "classification":
+            return Findings()
+        from bayesify.evaluation.shadow import shadow_attack
+
+        options: Any = self.aspects.options["shadows"]
+        return shadow_attack(
+            build,
+            method,
+            _clean(self.splits.train),
+            shadows=options,
+            likelihood=likelihood,
+            batch_size=batch_size,
+            device=device,
+            num_samples=self.num_samples,
+            out=out,
+            on_fit=lambda number: self.tell(f"shadow {number + 1} of {options.count} is fitted"),
+        )
+
+
+def _clean(examples: Examples) -> Examples:
+    """Without augmentation."""
+    return replace(examples, augment=None)

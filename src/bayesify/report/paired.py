@@ -1,0 +1,134 @@
+"""Differences between methods, paired: two runs with the same fold and seed saw the same data.
+
+    d_i = x_i(method) - x_i(reference),    i over the common (fold, seed),
+    mean d +- standard error of the d_i
+
+What a fold or a seed does to both methods alike cancels, so differences are known better than the
+two means. Seeds are averaged within a fold first where there are several folds, as everywhere here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bayesify.report.columns import column
+from bayesify.report.groups import Estimate, Group, Row, over_folds
+from bayesify.report.records import Record
+from bayesify.report.tables import Cell, Table
+
+PAIRED = (
+    *("nll", "accuracy", "rmse", "crps", "ece", "ood_auroc"),
+    *("pgd_accuracy", "corrupted_nll", "membership_auc"),
+)
+"""The numbers compared, where they were measured."""
+
+FEWEST = 3
+"""Pairs that are needed before any difference is pointed out."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference to the reference, over n folds, or over n seeds of one.
+
+    Args:
+        estimate: Mean difference and its standard error.
+        marked: Whether it exceeds twice its standard error, with at least `FEWEST` pairs.
+    """
+
+    estimate: Estimate
+    marked: bool
+
+
+@dataclass(frozen=True)
+class Differences:
+    """All methods of a group against one of them.
+
+    Args:
+        reference: Label of that one.
+        names: The numbers compared.
+        rows: By label: a difference for each of `names`, None where it was not measured.
+    """
+
+    reference: str
+    names: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Difference | None, ...]], ...]
+
+
+def reference(group: Group) -> Row:
+    """What the others are compared to: the row called "map", else the first."""
+    return next((row for row in group.rows if row.label == "map"), group.rows[0])
+
+
+def differences(group: Group) -> Differences | None:
+    """Every method that shares at least two runs with the reference, less the reference.
+
+    Returns:
+        None where no method shares two runs with it or no number of `PAIRED` was measured.
+    """
+    base = reference(group)
+    others = [row for row in group.rows if row is not base and len(_pairs(row, base)) > 1]
+    found = [(row.label, [_difference(row, base, name) for name in PAIRED]) for row in others]
+    kept = [i for i in range(len(PAIRED)) if any(each[i] for _, each in found)]
+    if not kept:
+        return None
+    return Differences(
+        base.label,
+        tuple(PAIRED[i] for i in kept),
+        tuple((label, tuple(each[i] for i in kept)) for label, each in found),
+    )
+
+
+def paired_table(found: Differences) -> Table:
+    """The differences as a table; what is marked there is no more than what its note says."""
+    return Table(
+        tuple(column(name) for name in found.names),
+        tuple(
+            (label, tuple(_cell(*pair) for pair in zip(found.names, each, strict=True)))
+            for label, each in found.rows
+        ),
+        notes=(_note(found),),
+    )
+
+
+def _note(found: Differences) -> str:
+    pairs = sorted({each.estimate.n for _, row in found.rows for each in row if each})
+    told = f"Less {found.reference}, over {' or '.join(map(str, pairs))} pairs. "
+    if max(pairs) < FEWEST:
+        return f"{told}None is marked: that takes {FEWEST} pairs."
+    return (
+        f"{told}Marked (bold): the mean difference exceeds twice its standard error. "
+        "With few pairs, or many differences, some do so by chance."
+    )
+
+
+def _cell(name: str, found: Difference | None) -> Cell:
+    shown = column(name)
+    if found is None:
+        return Cell(shown.text(None), "", best=False)
+    error = found.estimate.standard_error
+    return Cell(
+        shown.difference(found.estimate.mean),
+        "" if error is None else shown.text(error),
+        best=found.marked,
+    )
+
+
+def _difference(row: Row, base: Row, name: str) -> Difference | None:
+    pairs = _pairs(row, base)
+    found = over_folds((ours.get("fold"), _less(ours, theirs, name)) for ours, theirs in pairs)
+    if found is None:
+        return None
+    error = found.standard_error
+    marked = error is not None and found.n >= FEWEST and abs(found.mean) > max(2 * error, 1e-12)
+    return Difference(found, marked)
+
+
+def _less(ours: Record, theirs: Record, name: str) -> float | None:
+    values = ours["metrics"].get(name), theirs["metrics"].get(name)
+    return None if values[0] is None or values[1] is None else values[0] - values[1]
+
+
+def _pairs(row: Row, base: Row) -> Sequence[tuple[Record, Record]]:
+    """The runs of two rows with the same fold and seed."""
+    other = {(run.get("fold"), run["seed"]): run for run in base.runs}
+    places = [(run, other.get((run.get("fold"), run["seed"]))) for run in row.runs]
+    return [(ours, theirs) for ours, theirs in places if theirs is not None]
