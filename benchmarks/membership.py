@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")
     parser.add_argument("--model", default="cnn")
     parser.add_argument("--methods", default="map,stf,ensemble,mean-field-vi")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="0: LiRA alone")
     parser.add_argument("--epochs", type=int, default=120, help="of MAP and of each member")
     parser.add_argument("--examples", type=int, default=1000, help="members, and non-members")
     parser.add_argument("--lira", type=Path, help="folder of shadow posteriors; none: no LiRA")
@@ -86,8 +86,9 @@ def main() -> None:
         ]
         for name in chosen
     }
-    print(f"{options.data}, {options.examples} members, {options.epochs} epochs")
-    table(rows, COLUMNS)
+    if options.seeds:
+        print(f"{options.data}, {options.examples} members, {options.epochs} epochs")
+        table(rows, COLUMNS)
     if options.lira:
         print(f"\nLiRA, {options.shadows} shadows, a pool of {options.lira_examples}")
         table({name: find(lines, lira_case(options, name)) for name in chosen}, LIRA_COLUMNS)

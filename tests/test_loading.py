@@ -1,9 +1,16 @@
 import pytest
 import torch
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
+from bayesify.data import splits
 from bayesify.errors import DataError, OptionError, ShapeError
-from bayesify.loading import as_loader, subset
+from bayesify.loading import as_loader, evenly_spread, subset
 
 from .zoo import Pairs
 
@@ -104,3 +111,59 @@ def test_no_subset_of_a_loader_with_a_sampler_of_its_own():
     loader = as_loader((torch.zeros(4, 1), torch.zeros(4)), batch_size=2, shuffle=True)
     with pytest.raises(DataError, match="pass its data set instead"):
         subset(loader, torch.tensor([0]))
+
+
+def chosen(data, examples, batch_size=4):
+    loader, count = evenly_spread(data, examples, batch_size=batch_size)
+    batches = [batch[0] if isinstance(batch, list | tuple) else batch["x"] for batch in loader]
+    assert all(len(each) <= batch_size for each in batches)
+    assert sum(map(len, batches)) == count
+    return torch.cat(batches).flatten().tolist()
+
+
+def test_examples_are_spread_evenly_whatever_holds_them():
+    x = torch.arange(12.0).unsqueeze(1)
+    dataset = TensorDataset(x, x)
+    want = [0.0, 2.0, 4.0, 7.0, 9.0]
+    assert chosen((x, x), 5) == want
+    assert chosen(dataset, 5) == want
+    assert chosen(DataLoader(dataset, 3, shuffle=True), 5) == want
+    assert chosen(as_loader(dataset, batch_size=3, shuffle=True), 5) == want
+    for examples in (None, 12, 99):
+        assert chosen((x, x), examples) == x.flatten().tolist()
+
+
+def test_examples_of_a_built_in_data_set_come_as_the_model_sees_them():
+    digits = splits("digits")
+    loader, count = evenly_spread(digits.test, 10, batch_size=10)
+    x, y = next(iter(loader))
+    index = torch.arange(10) * len(digits.test) // 10
+    assert count == 10
+    assert x.equal(digits.test[index.tolist()][0])
+    assert y.equal(digits.test.y[index])
+
+
+def test_a_loader_lends_its_way_to_join_examples_and_its_subset():
+    dataset = TensorDataset(torch.arange(8.0).unsqueeze(1), torch.zeros(8))
+
+    def join(rows):
+        return {"x": torch.stack([x for x, _ in rows]) + 100}
+
+    assert chosen(DataLoader(dataset, 2, collate_fn=join), 2) == [100, 104]
+    held_out = DataLoader(dataset, 2, sampler=SubsetRandomSampler([7, 1, 3, 5]))
+    assert chosen(held_out, 2) == [1, 5]
+
+
+def test_data_that_cannot_be_chosen_from_are_refused():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield torch.zeros(1), 0
+
+    whole = DataLoader([(torch.zeros(4, 5), torch.zeros(4).long())], batch_size=None)
+    for data in (Stream(), DataLoader(Stream())):
+        with pytest.raises(DataError, match="IterableDataset"):
+            evenly_spread(data, 5, batch_size=2)
+    with pytest.raises(DataError, match="batch_size=None"):
+        evenly_spread(whole, 5, batch_size=2)
+    with pytest.raises(DataError, match="no examples"):
+        evenly_spread((torch.zeros(0, 1), torch.zeros(0)), 5, batch_size=2)

@@ -1,18 +1,22 @@
 """From what a user calls data to batches."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any, cast
 
+import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
 )
 
@@ -64,7 +68,6 @@ def subset(data: Data, index: Tensor) -> Data:
         DataError: a loader with a batch sampler of its own, or data that cannot be indexed.
 
     Example:
-        >>> import torch
         >>> x, y = subset((torch.arange(4.0), torch.arange(4)), torch.tensor([3, 0]))
         >>> x.tolist(), y.tolist()
         ([3.0, 0.0], [3, 0])
@@ -79,6 +82,60 @@ def subset(data: Data, index: Tensor) -> Data:
         parts = [each[index] for each in dataset.tensors]
         return cast(Data, tuple(parts)) if isinstance(data, tuple | list) else TensorDataset(*parts)
     return Subset(dataset, index.tolist())
+
+
+def evenly(total: int, size: int) -> Int[Tensor, " size"]:
+    """`size` of the indices below `total`, spread evenly.
+
+    Example:
+        >>> evenly(10, 4).tolist()
+        [0, 2, 5, 7]
+    """
+    return torch.arange(size) * total // size
+
+
+def evenly_spread(
+    data: Data, examples: int | None, *, batch_size: int
+) -> tuple[DataLoader[Any], int]:
+    """A loader over some examples of `data`, evenly spread in their order, and their number.
+
+    A `DataLoader` is only asked for its data set, for how it joins examples, and for the subset
+    that a `SubsetRandomSampler` makes: its order and its batch size do not matter.
+
+    Args:
+        data: Data; they must know their examples by index.
+        examples: How many; None, or more than there are, for all.
+        batch_size: Of the loader.
+
+    Raises:
+        DataError: the data cannot be read by index, or are empty.
+
+    Example:
+        >>> x = torch.arange(10.0).unsqueeze(1)
+        >>> loader, count = evenly_spread((x, x), 5, batch_size=5)
+        >>> next(iter(loader))[0].flatten().tolist()
+        [0.0, 2.0, 4.0, 6.0, 8.0]
+    """
+    if isinstance(getattr(data, "dataset", data), IterableDataset):
+        raise DataError(
+            "expected data that know their examples by index, to choose some of them, got an "
+            "IterableDataset; gather some of its examples into the tensors (x, y)."
+        )
+    dataset = as_loader(data, batch_size=batch_size, shuffle=False).dataset
+    known: Sequence[int] = range(len(cast(Sized, dataset)))
+    collate = None
+    if isinstance(data, DataLoader):
+        known = _indices(data, known)
+        if data.batch_sampler is not None:
+            collate = data.collate_fn
+        elif not isinstance(dataset, TensorDataset | Examples):
+            raise DataError(
+                "expected a DataLoader that joins single examples, got one with batch_size=None; "
+                "give the data set itself, if its items are examples."
+            )
+    count = len(known) if examples is None else min(examples, len(known))
+    chosen = [known[each] for each in evenly(len(known), count).tolist()]
+    return DataLoader(Subset(dataset, chosen), batch_size=batch_size, collate_fn=collate), count
 
 
 class EvenBatches(Sampler[list[int]]):
@@ -150,3 +207,8 @@ def _length(data: Dataset[Any]) -> int:
     if not length:
         raise DataError("the data set holds no examples; expected at least one.")
     return length
+
+
+def _indices(loader: DataLoader[Any], known: Sequence[int]) -> Sequence[int]:
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    return sorted(sampler.indices) if isinstance(sampler, SubsetRandomSampler) else known

@@ -228,7 +228,7 @@ def test_a_bad_model_stops_before_the_folder_is_emptied(suite, tmp_path, fits):
 def test_images_get_foreign_data_and_curves(suite, tmp_path):
     (record,) = run(suite("map", data=("digits",)), tmp_path).records
     assert record["ood"] == "photos"
-    assert set(record["curves"]) == {"reliability", "roc"}
+    assert set(record["curves"]) == {"reliability", "risk_coverage", "roc", "roc_max_prob"}
     assert 0 <= record["metrics"]["ood_auroc"] <= 1
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 

@@ -147,7 +147,7 @@ def test_a_file_without_methods_has_the_usual_ones(write):
         ("num_samples = 0", "num_samples=0: expected at least 1"),
         ("augment = 1", "expected true or false"),
         ("split = 'train'", "expected one of test, validation"),
-        ("seeds = -1", "seed -1"),
+        ("seeds = -1", "whole numbers from 0 to"),
         ("fold = 1", "unknown key 'fold'.*did you mean 'folds'"),
         ("folds = []", "folds: expected at least one"),
         ("folds = 'some'", "folds: expected a whole number, got 'some'"),

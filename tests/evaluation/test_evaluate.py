@@ -24,8 +24,9 @@ def targets():
 
 def test_classification_is_measured(data):
     result = evaluate(LinearPosterior("classification"), data)
-    assert list(result.metrics) == ["accuracy", "nll", "ece", "brier"]
-    assert list(result.curves) == ["reliability"]
+    quality = ["accuracy", "nll", "ece", "adaptive_ece", "mce", "brier", "mean_entropy", "aurc"]
+    assert list(result.metrics) == quality
+    assert list(result.curves) == ["reliability", "risk_coverage"]
     assert sum(result.curves["reliability"]["count"]) == 50
 
 
@@ -66,7 +67,10 @@ def test_target_scale_gives_the_numbers_of_unscaled_targets(data, targets):
     residual = (standardised.predictions.mean - targets) * scale
     assert got["rmse"] == pytest.approx(residual.square().mean().sqrt().item())
     assert got["nll"] == pytest.approx(standardised.metrics["nll"] + math.log(2 * 5 * 0.1))
-    assert got["coverage90"] == standardised.metrics["coverage90"]
+    for name in ("coverage90", "interval_error"):  # have no unit
+        assert got[name] == standardised.metrics[name]
+    crps = standardised.predictions.scores["crps"] * scale
+    assert got["crps"] == pytest.approx(crps.mean().item(), rel=1e-5)
 
 
 def test_target_scale_must_fit(data, targets):

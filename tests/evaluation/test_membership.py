@@ -13,13 +13,13 @@ from bayesify.evaluation.membership import (
     attack_auc,
     attack_auc_se,
     attack_curve,
-    evenly,
     membership,
     spaced_rates,
     tpr_at,
     tpr_se,
     tprs_at,
 )
+from bayesify.loading import evenly
 from bayesify.predictive import ClassPredictive
 
 from .stub import LinearPosterior

@@ -183,6 +183,7 @@ def _add_all(record: Record, quality: tuple[float, ...], leak: float) -> None:
         "certificate_catoni": 0.09 + 4 * (1 - accuracy),
         "gibbs_risk": 1.4 * (1 - accuracy),
         "gibbs_test_risk": 1.6 * (1 - accuracy),
+        "certificate_kl": 35.0,
         "certificate_n": 1000,
         "far_confidence": 1 - (auroc - 0.8) * 2,
         "far_confident_share": 1 - (auroc - 0.8) * 4,

@@ -14,6 +14,7 @@ from bayesify.evaluation.evaluate import Evaluation, evaluate
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch
 from bayesify.likelihoods import Likelihood
+from bayesify.loading import Data, evenly, subset
 from bayesify.methods.base import Method
 from bayesify.posterior import Posterior
 
@@ -53,7 +54,7 @@ class Judge:
             posterior,
             self.held_out,
             ood=self.ood,
-            members=_clean(splits.train) if "membership" in aspects else None,
+            members=self._members if "membership" in aspects else None,
             certifying=_clean(splits.train) if "certificates" in aspects and certifies else None,
             attacks=aspects.options["attacks"] if attacked else None,
             surrogate=self.surrogate() if attacked else None,
@@ -63,6 +64,12 @@ class Judge:
             on_batch=self.on_batch,
         )
         return judged.joined(self._far_away(posterior)) if classes else judged
+
+    @property
+    def _members(self) -> Data:
+        """As many training examples as there are others: more would be predicted in vain."""
+        train = _clean(self.splits.train)
+        return subset(train, evenly(len(train), min(len(train), len(self.held_out))))
 
     @property
     def _corruptible(self) -> bool:

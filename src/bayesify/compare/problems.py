@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from bayesify.compare.suite import Entry, Suite
 from bayesify.data.parts import VALIDATION_SHARE, Examples, Splits
 from bayesify.data.sources import SOURCES, find_path
 from bayesify.errors import OptionError
+from bayesify.loading import evenly, subset
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,5 +172,5 @@ def _content(path: Path) -> str:
 
 def some_of(examples: Examples, count: int) -> Examples:
     """`count` examples spread evenly over all of them."""
-    index = torch.linspace(0, len(examples) - 1, min(count, len(examples))).long()
-    return Examples(examples.x[index], examples.y[index], examples.normalise, examples.augment)
+    index = evenly(len(examples), min(count, len(examples)))
+    return cast(Examples, subset(examples, index))

@@ -30,7 +30,7 @@ from bayesify.errors import DataError, OptionError
 from bayesify.evaluation.checks import check_scores
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch, Predictions, Predicts, collect
-from bayesify.loading import Data, as_loader
+from bayesify.loading import Data, as_loader, evenly
 from bayesify.predictive import ClassPredictive, Predictive
 from bayesify.types import Inputs, Named
 
@@ -123,16 +123,6 @@ def attack_scores(predictions: Predictions, index: Shaped[Tensor, " chosen"]) ->
             name: -values[name] for name in ("entropy", "mutual_information") if name in values
         }
     return {name: each[index] for name, each in scores.items()}
-
-
-def evenly(total: int, size: int) -> Shaped[Tensor, " size"]:
-    """`size` of the indices below `total`, spread evenly.
-
-    Example:
-        >>> evenly(10, 4).tolist()
-        [0, 2, 5, 7]
-    """
-    return torch.arange(size) * total // size
 
 
 def attack_auc(score_members: MemberScores, score_others: OtherScores) -> float:

@@ -14,28 +14,19 @@ gradients) and 4 (randomised models).
 
 import math
 import warnings
-from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    IterableDataset,
-    Subset,
-    SubsetRandomSampler,
-    TensorDataset,
-)
 
 from bayesify.batches import split_batch, to_device
-from bayesify.data.parts import Examples
-from bayesify.errors import DataError, OptionError
+from bayesify.errors import OptionError
 from bayesify.evaluation.attacks import NORMS, InputBox, check_input, fgsm, pgd, unit_ball
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch
-from bayesify.loading import Data, as_loader
+from bayesify.loading import Data, evenly_spread
 from bayesify.options import check_options, option
 from bayesify.posterior import Posterior
 
@@ -148,50 +139,6 @@ def robustness(
     every = {key: Marks.joined(rows) for key, rows in marks.items()}
     settings = {"num_samples": num_samples, "examples": done}
     return _findings(every, adversary.names, attacks, settings)
-
-
-def evenly_spread(
-    data: Data, examples: int | None, *, batch_size: int
-) -> tuple[DataLoader[Any], int]:
-    """A loader over some examples of `data`, evenly spread in their order, and their number.
-
-    A `DataLoader` is only asked for its data set, for how it joins examples, and for the subset
-    that a `SubsetRandomSampler` makes: its order and its batch size do not matter.
-
-    Args:
-        data: Data; they must know their examples by index.
-        examples: How many; None, or more than there are, for all.
-        batch_size: Of the loader.
-
-    Raises:
-        DataError: the data cannot be read by index, or are empty.
-
-    Example:
-        >>> x = torch.arange(10.0).unsqueeze(1)
-        >>> loader, count = evenly_spread((x, x), 5, batch_size=5)
-        >>> next(iter(loader))[0].flatten().tolist()
-        [0.0, 2.0, 4.0, 6.0, 8.0]
-    """
-    if isinstance(getattr(data, "dataset", data), IterableDataset):
-        raise DataError(
-            "expected data that know their examples by index, to choose some of them, got an "
-            "IterableDataset; gather some of its examples into the tensors (x, y)."
-        )
-    dataset = as_loader(data, batch_size=batch_size, shuffle=False).dataset
-    known: Sequence[int] = range(len(cast(Sized, dataset)))
-    collate = None
-    if isinstance(data, DataLoader):
-        known = _indices(data, known)
-        if data.batch_sampler is not None:
-            collate = data.collate_fn
-        elif not isinstance(dataset, TensorDataset | Examples):
-            raise DataError(
-                "expected a DataLoader that joins single examples, got one with batch_size=None; "
-                "give the data set itself, if its items are examples."
-            )
-    count = len(known) if examples is None else min(examples, len(known))
-    chosen = [known[each * len(known) // count] for each in range(count)]
-    return DataLoader(Subset(dataset, chosen), batch_size=batch_size, collate_fn=collate), count
 
 
 def starts(
@@ -315,8 +262,3 @@ def _warn_of_noisy_gradients(posterior: Posterior, x: Tensor, attacks: Attacks) 
             UserWarning,
             stacklevel=3,
         )
-
-
-def _indices(loader: DataLoader[Any], known: Sequence[int]) -> Sequence[int]:
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    return sorted(sampler.indices) if isinstance(sampler, SubsetRandomSampler) else known

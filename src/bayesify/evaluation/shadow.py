@@ -11,13 +11,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 from bayesify.batches import split_batch, tensors_of
 from bayesify.data.parts import Examples
@@ -28,10 +28,9 @@ from bayesify.evaluation.likelihood_ratio import (
     likelihood_ratio_findings,
     true_class_logits,
 )
-from bayesify.evaluation.membership import evenly
 from bayesify.fitting import fit
 from bayesify.likelihoods import Likelihood, resolve
-from bayesify.loading import as_loader
+from bayesify.loading import as_loader, evenly, subset
 from bayesify.methods.base import Method
 from bayesify.options import check_options, option, to_json
 from bayesify.predictive import ClassPredictive
@@ -140,7 +139,7 @@ def shadow_attack(
             continue
         posterior = fit(
             _network(model, seed),
-            _some(pool, inside[shadow].nonzero().squeeze(1)),
+            subset(pool, inside[shadow].nonzero().squeeze(1)),
             method,
             likelihood=likelihood,
             seed=seed,
@@ -213,20 +212,11 @@ def _pool(data: Any, examples: int | None) -> Dataset[Any]:
             f"data: expected at least {max(examples or 0, 10)} examples, got {total}; lower "
             f"Shadows.examples or bring more."
         )
-    return pool if examples is None else _some(pool, evenly(total, examples))
+    return pool if examples is None else cast(Dataset[Any], subset(pool, evenly(total, examples)))
 
 
 def _length(pool: Dataset[Any]) -> int:
     return len(pool)  # type: ignore[arg-type]
-
-
-def _some(pool: Dataset[Any], index: Tensor) -> Dataset[Any]:
-    """The examples of these indices; tensors stay tensors, of which batches are made faster."""
-    if isinstance(pool, TensorDataset):
-        return TensorDataset(*(each[index] for each in pool.tensors))
-    if isinstance(pool, Examples):
-        return replace(pool, x=pool.x[index], y=pool.y[index])
-    return Subset(pool, index.tolist())
 
 
 def _network(model: Any, seed: int) -> nn.Module:

@@ -11,13 +11,11 @@ keeps both low while its accuracy falls.
 Images are corrupted as they were taken, in [0, 1], and only then normalised.
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from bayesify.batches import split_batch
 from bayesify.data.parts import Normalise, is_image_shape
@@ -32,7 +30,7 @@ from bayesify.evaluation.corruptions import (
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.metrics import accuracy, ece, mean_nll
 from bayesify.evaluation.predictions import OnBatch, Predictions, Predicts, collect
-from bayesify.loading import Data, as_loader
+from bayesify.loading import Data, evenly_spread
 from bayesify.options import check_options, option
 
 RANGE_TOLERANCE = 1e-3
@@ -193,19 +191,11 @@ def _measure(predictions: Predictions) -> dict[str, float]:
 
 
 def _chosen(data: Data, examples: int | None, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Images and classes of so many examples, spread evenly from the first to the last."""
+    """Images and classes of so many examples, spread evenly."""
     if batch_size < 1:
         raise OptionError(f"batch_size={batch_size}: expected at least 1.")
-    loader = as_loader(data, batch_size=batch_size, shuffle=False)
-    if isinstance(loader.dataset, IterableDataset):
-        raise DataError("expected data with an index, got an IterableDataset; collect it first.")
-    count = len(cast(Sized, loader.dataset))
-    kept = torch.linspace(0, count - 1, min(examples or count, count), dtype=torch.float64)
-    # Without a batch sampler, `collate_fn` is made for single examples or for batches of the data
-    # set's own; the default fits what an index gives.
-    collate = loader.collate_fn if loader.batch_sampler is not None else None
-    subset: Dataset = Subset(loader.dataset, kept.round().long().tolist())
-    pairs = [split_batch(batch) for batch in DataLoader(subset, batch_size, collate_fn=collate)]
+    loader, _ = evenly_spread(data, examples, batch_size=batch_size)
+    pairs = [split_batch(batch) for batch in loader]
     for inputs, target in pairs:
         if not (isinstance(inputs, Tensor) and is_image_shape(inputs.shape[1:])):
             got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__

@@ -216,6 +216,12 @@ CERTIFICATES: dict[str, Column] = {
     "gibbs_test_risk": Column(
         "GTest %", "percent", LESS, "error of one weight sample, on the held-out data"
     ),
+    "certificate_kl": Column(
+        "KL",
+        "number",
+        None,
+        "divergence of the posterior from the prior, nats: what the bound pays",
+    ),
     "certificate_n": Column("Cert n", "count", None, "examples that the bound is made from"),
     "far_confidence": Column(
         "Far %",

@@ -114,7 +114,7 @@ def _measure(axes: Axes, drawn: list[Line], name: str, styles: Styles, *, first:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    elif name != "nll":
+    elif name == "ece":
         axes.set_ylim(bottom=0)
     if first:
         axes.set_ylabel(MEASURES[name])
