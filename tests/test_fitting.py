@@ -297,6 +297,7 @@ def test_lists_of_tensors_are_data_too():
 def test_seconds_of_the_method_itself_are_apart_from_those_of_all():
     record = fit(net(), (X, Y), STF(pretrain=MAP(epochs=20), epochs=1), batch_size=4).record
     assert 0 < record.seconds_per_epoch < 0.5 * record.seconds
+    assert 0 < record.seconds_per_step <= record.seconds_per_epoch
 
 
 def test_versions_are_recorded():
@@ -366,3 +367,10 @@ def test_bad_held_out_examples_are_told_before_any_step(held_out, error, said):
 
 def test_one_held_out_example_is_enough():
     assert fit(net(), (X, Y), MAP(epochs=1), validation=(X[:1], Y[:1])).record.num_data == 40
+
+
+def test_the_operations_of_a_step_are_those_of_its_products_of_matrices():
+    """A linear layer of 3 x 2 on 32 inputs, forward, and backward with respect to its weight."""
+    data = torch.randn(64, 3), torch.arange(64) % 2
+    posterior = fit(nn.Linear(3, 2), data, MAP(epochs=1), batch_size=32)
+    assert posterior.record.flops_per_step == 2 * (2 * 32 * 3 * 2)

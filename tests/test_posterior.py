@@ -5,7 +5,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bayesify import MAP, STF, MeanField, WeightPosterior, first_layer, fit, last_layer
+from bayesify import (
+    MAP,
+    STF,
+    Ensemble,
+    MeanField,
+    MeanFieldVI,
+    WeightPosterior,
+    first_layer,
+    fit,
+    last_layer,
+)
 from bayesify.errors import OptionError
 from bayesify.likelihoods import Categorical, Gaussian
 from bayesify.posterior import FitRecord, Posterior
@@ -138,3 +148,11 @@ def test_whoever_differentiates_gets_the_whole_graph_in_chunks_too():
         slopes.append(x.grad)
     assert slopes[0].abs().sum() > 0
     torch.testing.assert_close(*slopes)
+
+
+def test_one_more_sample_costs_numbers_only_where_there_are_members():
+    net, (x, y) = nn.Linear(4, 3), (torch.randn(30, 4), torch.arange(30) % 3)
+    three = fit(net, (x, y), Ensemble(members=3, epochs=1))
+    assert three.member_parameters == 15
+    gaussian = fit(net, (x, y), MeanFieldVI(pretrain=None, epochs=1))
+    assert gaussian.member_parameters == 0

@@ -258,6 +258,11 @@ def test_a_failed_run_is_reported_and_the_others_are_kept(bayesify_, place, tmp_
         (["--split", "train"], "expected one of test, validation"),
         (["--device", "tpu"], "cannot be used here"),
         (["--sedes", "1"], "No such option"),
+        (["--evaluate", "attack"], "did you mean 'attacks'"),
+        (["--set", "attacks.steps=3"], "expected --evaluate attacks"),
+        (["--evaluate", "attacks", "--set", "attacks.steps=0"], "at least 1"),
+        (["--gradient-samples", "5"], "expected --evaluate attacks"),
+        (["--ood", "each-other"], "expected two data sets"),
         (["--target", "x"], "digits takes no target"),
         (["--out", "/proc/version/x"], "cannot write to"),
     ],
@@ -361,6 +366,48 @@ def test_evaluate_judges_the_saved_posterior(bayesify_, fitted):
     told = json.loads(out)
     assert (told["split"], told["ood"]) == ("validation", "none")
     assert told["metrics"]["accuracy"] > 0.5
+
+
+def test_evaluate_measures_more_where_it_is_asked_to(bayesify_, fitted):
+    run = fitted("images")
+    few = ["--set", "attacks.examples=6", "--set", "attacks.steps=1", "--set", "attacks.eps=8/255"]
+    few += ["--set", "corruptions.examples=6", "--set", "corruptions.severities=3"]
+    asked = ["evaluate", run, "--evaluate", "all", *few, "--transfer-from", run]
+    code, out, err = bayesify_(*asked, "--json")
+    assert code == 0
+    told = json.loads(out)
+    for name in ("pgd_accuracy", "transfer_accuracy", "corrupted_nll", "membership_auc"):
+        assert name in told["metrics"]
+    assert "far_confidence" in told["metrics"] or "far-away is left out" in err
+    assert told["curves"]["robustness"]["eps"] == [0, pytest.approx(8 / 255)]
+
+
+def test_what_was_found_is_kept_for_a_report(bayesify_, fitted, tmp_path):
+    runs = [fitted("blobs.npz"), fitted("images")]
+    for run in runs:
+        bayesify_("evaluate", run, "--num-samples", "2")
+        _, out, _ = bayesify_("evaluate", run, "--num-samples", "2")  # again: it counts once
+        assert "Kept in" in out
+    page = tmp_path / "page.html"
+    code, out, err = bayesify_("report", *runs, "--out", page, "--json")
+    assert code == 0
+    assert str(page) in " ".join(err.split())
+    records = [json.loads(line) for line in out.splitlines()]
+    assert {record["method"] for record in records} == {"stf", "map"}
+    fresh = [r for r in records if r["setup"]["num_samples"] == 2 and r["split"] == "test"]
+    assert len(fresh) == 2
+    assert "images" in page.read_text()
+
+
+def test_a_saved_posterior_that_cannot_be_written_to_is_judged(bayesify_, fitted, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(fitted("blobs.npz"), run)
+    (run / "results.jsonl").unlink(missing_ok=True)
+    (run / "results.jsonl").mkdir()
+    code, out, err = bayesify_("evaluate", run)
+    assert code == 0
+    assert "accuracy" in out
+    assert "Not kept" in err
 
 
 def test_evaluate_on_images_has_foreign_data(bayesify_, fitted):
@@ -484,6 +531,9 @@ def test_mistakes_in_evaluate(refused, place, fitted, tmp_path):
     assert "expected at least 1" in refused("evaluate", run, "--num-samples", "0")
     assert "input shape" in refused("evaluate", run, "--data", "digits")
     assert "images" in refused("evaluate", run, "--ood", "photos")
+    assert "use `bayesify compare`" in refused("evaluate", run, "--evaluate", "shadows")
+    assert "options of its fit" in refused("evaluate", run, "--set", "stf.epochs=3")
+    assert "holds no posterior" in refused("evaluate", run, "--transfer-from", tmp_path)
 
 
 def test_a_posterior_saved_without_notes_says_so(refused, tmp_path):
@@ -532,6 +582,13 @@ def test_the_list_of_data(bayesify_):
 def test_a_report_needs_results(refused, tmp_path):
     assert "no such file" in refused("report", tmp_path)
     assert "Missing argument" in refused("report")
+
+
+def test_several_folders_need_a_page_to_write(refused, bayesify_, fitted):
+    runs = [fitted("blobs.npz"), fitted("images")]
+    for run in runs:
+        bayesify_("evaluate", run)
+    assert "expected --out FILE" in refused("report", *runs)
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -8,6 +8,7 @@ import bayesify
 from bayesify.compare import measure
 from bayesify.compare.measure import (
     cost,
+    flops,
     git_revision,
     quick_collection,
     release_memory,
@@ -91,3 +92,11 @@ def test_the_revision_is_that_of_the_checkout():
 def test_without_git_there_is_no_revision(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert git_revision() is None
+
+
+def test_the_operations_of_a_prediction_grow_with_its_samples():
+    net, x = nn.Linear(3, 2), torch.randn(1, 3)
+    q = bayesify.MeanField.around(net, scale=0.1)
+    posterior = bayesify.WeightPosterior(net, q, bayesify.Categorical())
+    assert flops(posterior, x, num_samples=1) == 2 * 3 * 2
+    assert flops(posterior, x, num_samples=8) == 8 * 2 * 3 * 2

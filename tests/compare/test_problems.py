@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from bayesify import models
+from bayesify.compare.aspects import Aspects
 from bayesify.compare.problems import arenas, build, cells, some_of, usable_device
 from bayesify.errors import DataError, LoadError, OptionError
 
@@ -157,3 +158,22 @@ def test_some_examples_are_spread_over_all(suite):
 
 def test_the_cpu_is_usable():
     assert usable_device(None) == "cpu"
+
+
+def test_each_is_foreign_to_the_other(suite, tmp_path):
+    files = []
+    for name, level in (("a", 0), ("b", 1)):
+        files.append(tmp_path / f"{name}.npz")
+        x = np.full((40, 1, 4, 4), level, np.float32)
+        np.savez(files[-1], x=x, y=np.arange(40) % 2)
+    names = tuple(map(str, files))
+    first, second = arenas(suite("map", data=names, ood="each-other"))
+    assert (first.ood_name, second.ood_name) == (names[1], names[0])
+    assert first.ood.x.min() == 1
+
+
+def test_what_is_measured_beside_quality_makes_another_cell(suite):
+    asked = suite("map", aspects=Aspects().changed(["membership"], {}))
+    assert identities(asked) != identities(suite("map"))
+    (arena,) = arenas(asked)
+    assert next(cells(asked, arena)).setup["evaluate"] == {"membership": {}}

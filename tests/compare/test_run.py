@@ -7,6 +7,7 @@ import torch
 from scipy.stats import norm
 
 from bayesify.compare import run as running
+from bayesify.compare.aspects import Aspects
 from bayesify.compare.literature import Literature
 from bayesify.compare.problems import arenas, build
 from bayesify.compare.results import Results
@@ -247,3 +248,36 @@ def test_methods_get_the_validation_part_if_there_is_one(suite, tmp_path, monkey
     assert seen == [len(arenas(asked)[0].splits.validation)]
     run(replace(asked, validation_share=0.0), tmp_path / "without")
     assert seen[1:] == [None]
+
+
+def test_more_is_measured_and_the_surrogate_is_fitted_once(suite, tmp_path, monkeypatch):
+    fits = []
+
+    def counted(model, data, method, **more):
+        fits.append((type(method).__name__, getattr(method, "epochs", None)))
+        return fit(model, data, method, **more)
+
+    monkeypatch.setattr(running, "fit", counted)
+    options = {"attacks": {"eps": (0.1,), "steps": 1, "gradient_samples": 10}}
+    aspects = Aspects().changed(["attacks", "membership"], options)
+    outcome = run(suite("map,map+ts,stf", aspects=aspects), tmp_path)
+    assert [name for name, _ in fits] == ["MAP", "STF"]
+    for record in outcome.records:
+        assert {"transfer_accuracy", "membership_auc"} <= set(record["metrics"])
+    assert outcome.records[0]["curves"]["robustness"]["attacks"].keys() == {
+        "fgsm",
+        "pgd",
+        "transfer",
+    }
+    plain, _, bayesian = outcome.records  # MAP is its own surrogate, another's attack is another
+    assert plain["metrics"]["transfer_nll"] == plain["metrics"]["pgd_nll"]
+    assert bayesian["metrics"]["transfer_nll"] != bayesian["metrics"]["pgd_nll"]
+
+
+def test_shadow_posteriors_are_kept_and_not_fitted_again(suite, tmp_path):
+    aspects = Aspects().changed(["shadows"], {"shadows": {"count": 4, "examples": 40}})
+    asked = suite("map,map+ts", aspects=aspects)
+    plain, scaled = run(asked, tmp_path).records
+    assert "lira_auc" in plain["metrics"]
+    assert "lira_auc" not in scaled["metrics"]
+    assert len(list((tmp_path / "shadows").rglob("*.safetensors"))) == 4

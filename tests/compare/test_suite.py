@@ -182,3 +182,40 @@ def test_a_file_that_is_none(write, tmp_path):
 def test_a_comparison_needs_methods():
     with pytest.raises(OptionError, match="methods: expected at least one"):
         Suite()
+
+
+def test_a_file_says_what_to_measure(write):
+    path = write(
+        """
+        evaluate = ["attacks", "membership"]
+        [attacks]
+        eps = ["8/255", 0.1]
+        """
+    )
+    aspects = read(path).aspects
+    assert aspects.names == ("attacks", "membership")
+    assert aspects.options["attacks"].eps == (8 / 255, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("evaluate = 3", "expected a list of names"),
+        ('evaluate = "attack"', "did you mean 'attacks'"),
+        ('evaluate = "attacks"\nattacks = 3', "expected attacks as a table"),
+        ("[attacks]\nsteps = 3", "expected --evaluate attacks"),
+    ],
+)
+def test_mistakes_in_what_to_measure_are_named(write, text, message):
+    with pytest.raises(OptionError, match=message):
+        read(write(text))
+
+
+def test_the_surrogate_of_transferred_attacks_is_the_suites_own_map():
+    assert Suite(methods=entries(["stf", "map"], {"map": {"epochs": 3}})).trained.method.epochs == 3
+    assert Suite(methods=entries(["stf"], {})).trained.label == "map"
+
+
+def test_each_other_needs_another():
+    with pytest.raises(OptionError, match="expected two data sets"):
+        Suite(ood="each-other", methods=entries(["map"], {}))
