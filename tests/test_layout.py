@@ -102,6 +102,7 @@ COVERED_ELSEWHERE = {
 
 WITHOUT_EXAMPLE = {
     *("Evaluation", "FitRecord", "Problem", "ProgressBar"),  # records, and what draws
+    *("Certificate", "Diagnosis"),  # `certify` and `diagnose` show them
     *("save", "load", "evaluate", "temperature_scaled"),  # shown in the README
     *("elbo_terms", "member_losses"),  # `negative_elbo` shows how
 }

@@ -78,6 +78,15 @@ def membership(
 
     Raises:
         DataError: fewer than two examples in a set, or predictions that are not finite.
+
+    Example:
+        >>> from bayesify import MAP, fit
+        >>> x, y = torch.randn(60, 90), torch.arange(60) % 2  # labels say nothing of x
+        >>> net = torch.nn.Linear(90, 2)
+        >>> posterior = fit(net, (x[:30], y[:30]), MAP(epochs=300, lr=0.1, prior_scale=100.0))
+        >>> found = membership(posterior, (x[:30], y[:30]), (x[30:], y[30:]))
+        >>> found.metrics["membership_auc"] > 0.8  # what it knows, it knows by heart
+        True
     """
     found = [
         collect(
