@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+import bayesify
 from bayesify.errors import BayesifyError, DataError, ShapeError
+from bayesify.evaluation.attacks import InputBox
 from bayesify.evaluation.evaluate import evaluate
 
 from .stub import LinearPosterior
@@ -97,3 +99,82 @@ def test_unusable_data_is_refused(data):
         evaluate(posterior, (x, y, y))  # pyright: ignore[reportArgumentType]
     with pytest.raises(BayesifyError, match="no examples"):
         evaluate(posterior, (x[:0], y[:0]))
+
+
+class Committee(bayesify.Posterior):
+    """Somebody else's posterior: two networks that are no weights of one model."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.nets = [torch.nn.Linear(64, 10) for _ in range(2)]
+        self.likelihood = bayesify.Categorical()
+        self.record = None
+
+    @property
+    def device(self):
+        return torch.device("cpu")
+
+    def outputs(self, x, *, num_samples=32, generator=None, chunk_size=None):
+        return torch.stack([net(x.flatten(1)) for net in self.nets])
+
+    def point(self):
+        return dict(self.nets[0].named_parameters())
+
+    @property
+    def trainable_parameters(self):
+        return 1300
+
+    @property
+    def stored_parameters(self):
+        return 1300
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return bayesify.data.splits("digits")
+
+
+FEW = {
+    "attacks": bayesify.Attacks(eps=(0.1,), steps=2, examples=30),
+    "corruptions": bayesify.Corruptions(families=("contrast",), severities=(3,), examples=30),
+}
+
+
+def test_every_part_takes_a_posterior_of_the_users_own(digits):
+    committee = Committee()
+    result = evaluate(committee, digits.test, members=digits.train, surrogate=committee, **FEW)
+    for name in ("pgd_accuracy", "transfer_nll", "corrupted_ece", "membership_auc"):
+        assert math.isfinite(result.metrics[name])
+    assert result.metrics["transfer_nll"] == result.metrics["pgd_nll"]
+    for part in ({"certifying": digits.train}, {"far_away": True}):
+        with pytest.raises(bayesify.UnsupportedModelError, match="over weights"):
+            evaluate(committee, digits.test, **part)
+
+
+def test_the_parts_are_those_of_their_own_functions(digits):
+    committee, box = Committee(), InputBox.of(digits.normalise)
+    metrics = evaluate(committee, digits.test, members=digits.train, **FEW).metrics
+    attacked = bayesify.robustness(committee, digits.test, FEW["attacks"], box=box)
+    shifted = bayesify.shift(committee, digits.test, FEW["corruptions"], normalise=digits.normalise)
+    told = bayesify.membership(committee, digits.train, digits.test)
+    for part in (attacked, shifted, told):
+        assert {name: metrics[name] for name in part.metrics} == pytest.approx(part.metrics)
+
+
+def test_the_units_of_an_attack_are_those_of_the_images(digits):
+    """Given as tensors, the same images need to be told how they were normalised."""
+    committee = Committee()
+    x, y = digits.test[list(range(60))]
+    told = evaluate(committee, (x, y), attacks=FEW["attacks"], normalise=digits.normalise)
+    part = bayesify.data.Examples(digits.test.x[:60], digits.test.y[:60], digits.normalise)
+    known = evaluate(committee, part, attacks=FEW["attacks"])
+    assert told.metrics == pytest.approx(known.metrics)
+    untold = evaluate(committee, (x, y), attacks=FEW["attacks"])
+    assert untold.metrics["pgd_nll"] != pytest.approx(known.metrics["pgd_nll"])
+
+
+def test_attacks_need_gradients_and_that_is_said_before_anything_is_predicted(data):
+    posterior = LinearPosterior("classification")
+    with pytest.raises(bayesify.UnsupportedModelError, match="derive from it"):
+        evaluate(posterior, data, attacks=FEW["attacks"])
+    assert posterior.seen == []

@@ -275,6 +275,51 @@ def compress(
     return _run("compressing:compress", context)
 
 
+@app.command(epilog="Example: bayesify diagnose runs/a --starts 3 --epochs 10")
+def diagnose(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="Folder that bayesify fit wrote.", metavar="RUN")],
+    *,
+    data_dir: flags.DataDir = None,
+    starts: Annotated[
+        int, flag("--starts", help="Retrainings of each layer, at least 2.", panel=HOW)
+    ] = 4,
+    epochs: Annotated[int, flag("--epochs", help="Of each retraining.", panel=HOW)] = 20,
+    layers: Annotated[
+        str | None,
+        flag(
+            "--layers",
+            help="Names of modules, with commas between them. [dim]default every layer that can "
+            "be drawn anew[/]",
+            panel=HOW,
+            metavar="NAMES",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, flag("--seed", help="Of the random starts and of the order of batches.", panel=HOW)
+    ] = 0,
+    device: flags.Device = None,
+    out: Annotated[
+        str | None,
+        flag(
+            "--out",
+            help="Plot to write; its numbers come beside it, as .json. "
+            "[dim]default RUN/diagnosis.svg[/]",
+            panel=OUTPUT,
+            metavar="FILE.svg",
+        ),
+    ] = None,
+    json: flags.AsJson = False,
+    debug: flags.Debug = False,
+) -> int:
+    """Find the layer that the data leave open: the one to make Bayesian first.
+
+    Retrains each layer of the saved network alone, from random starts, the others fixed. Where the
+    retrainings predict equally well with weights that differ, one setting of them is arbitrary.
+    """
+    return _run("diagnosing:diagnose", context)
+
+
 @app.command(epilog="Example: bayesify report runs/a runs/b --out report.html")
 def report(
     context: typer.Context,

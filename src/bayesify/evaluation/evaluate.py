@@ -131,6 +131,10 @@ def evaluate(
             CRPS and sharpness are then given in the units of the target.
         on_batch: Called after every batch with the number of inputs it held.
     """
+    if attacks is not None:
+        _attackable(posterior)
+    if certifying is not None or far_away:
+        _over_weights(posterior)
     passing = {"num_samples": num_samples, "chunk_size": chunk_size, "on_batch": on_batch}
     predictions = collect(
         posterior, as_loader(data, batch_size=batch_size, shuffle=False), **passing

@@ -1,0 +1,118 @@
+"""`bayesify diagnose`: which layer of a trained network do the data leave open?"""
+
+import copy
+import tempfile
+from json import dumps
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from torch import nn
+
+from bayesify.cli.comparing import listed
+from bayesify.cli.saved import open_run
+from bayesify.compare.problems import usable_device
+from bayesify.errors import OptionError
+from bayesify.evaluation.diagnosis import Diagnosis, diagnose as diagnosis_of
+from bayesify.methods.map import MAP
+from bayesify.posterior import WeightPosterior
+from bayesify.report.files import write_atomically
+from bayesify.report.plots.diagnosis import diagnosis_plot
+from bayesify.weights.named import assign_
+
+
+def diagnose(
+    *,
+    run: str,
+    starts: int,
+    epochs: int,
+    layers: str | None,
+    seed: int,
+    data_dir: str | None,
+    device: str | None,
+    out: str | None,
+    json: bool,
+) -> int:
+    """Print the table and draw the plot; returns the exit code. Arguments are the flags."""
+    method = MAP(epochs=epochs)
+    posterior, notes = open_run(run, device=usable_device(device))
+    plot = Path(out) if out else Path(run) / "diagnosis.svg"
+    _check_writable(plot)
+    model = _trained(posterior, run)
+    splits = notes.splits(None, data_dir)
+    split = "validation" if len(splits.validation) else "test"
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn(f"{run}: layers retrained"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        bar = progress.add_task("", total=None)
+        diagnosis = diagnosis_of(
+            model,
+            splits.train,
+            validation=getattr(splits, split),
+            layers=None if layers is None else listed(layers),
+            starts=starts,
+            method=method,
+            likelihood=posterior.likelihood,
+            seed=seed,
+            on_fit=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    about = {"run": run, "data": splits.name, "model": notes.model, "split": split}
+    about |= {"epochs": epochs, "seed": seed}
+    found = about | diagnosis.to_json()
+    numbers = plot.with_suffix(".json")
+    write_atomically(plot, diagnosis_plot(found) + "\n")
+    write_atomically(numbers, dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    if json:
+        print(dumps(found | {"plot": str(plot)}, allow_nan=False))
+        return 0
+    _show(diagnosis, f"{run}: {notes.model} on {splits.name}, judged on the {split} part")
+    print(f"Plot: {plot}; all numbers: {numbers}")
+    return 0
+
+
+def _trained(posterior: WeightPosterior, run: str) -> nn.Module:
+    """The network at the posterior's point."""
+    if (members := posterior.q.size(1)) > 1:
+        raise OptionError(
+            f"{run} holds {members} networks, and their mean is none that was trained; expected "
+            f"one, as of bayesify fit --method map."
+        )
+    model = copy.deepcopy(posterior.model).requires_grad_(True)
+    assign_(model, posterior.point())
+    return model
+
+
+def _check_writable(plot: Path) -> None:
+    """Raise `OptionError` unless the files can be written, before time is spent."""
+    if plot.suffix != ".svg":
+        raise OptionError(f"--out {plot}: expected the name of a file that ends in .svg.")
+    if plot.is_dir():
+        raise OptionError(f"--out {plot}: that is a folder; expected the name of a file.")
+    try:
+        with tempfile.TemporaryFile(dir=plot.parent):
+            pass
+    except OSError as error:
+        raise OptionError(
+            f"--out {plot}: cannot write to {plot.parent} ({error.strerror}); choose a folder "
+            f"that exists and can be written to."
+        ) from error
+
+
+def _show(diagnosis: Diagnosis, heading: str) -> None:
+    print(heading)
+    print(diagnosis)
+    if diagnosis.task == "regression":
+        print("rmse and disagreement are in standard deviations of the training targets.")
