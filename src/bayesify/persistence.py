@@ -178,8 +178,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Bytes that a saved posterior takes on disk."""
-    return sum(file.stat().st_size for file in folder.iterdir())
+    """Bytes that a saved posterior takes on disk; what else lies in its folder does not count."""
+    own = [folder / MANIFEST, *(folder / f"{part}.safetensors" for part in PARTS)]
+    return sum(file.stat().st_size for file in own if file.exists())
 
 
 def check_free(path: Path, overwrite: bool, what: str, is_ours: Callable[[Path], bool]) -> None:

@@ -14,7 +14,7 @@ from bayesify.cli.saved import open_run
 from bayesify.compare import run as running
 from bayesify.methods import METHODS
 
-COMMANDS = ("compare", "fit", "evaluate", "predict", "compress", "report", "data")
+COMMANDS = ("compare", "fit", "evaluate", "predict", "compress", "diagnose", "report", "data")
 QUICK = ("--set", "map.epochs=1", "--set", "stf.epochs=1", "--set", "stf.pretrain.epochs=1")
 
 
@@ -355,6 +355,107 @@ def test_mistakes_in_compress(refused, fitted, tmp_path, arguments, message):
 def test_only_gaussian_weights_can_be_compressed(refused, fitted, tmp_path):
     said = refused("compress", fitted("labels.npz"), "--out", str(tmp_path / "small"))
     assert "got Particles; fit one of these first" in said
+
+
+FEW = ("--starts", "2", "--epochs", "1")
+
+
+def test_diagnose_tells_which_layer_to_make_bayesian(bayesify_, fitted, tmp_path):
+    run, plot = fitted("blobs.npz"), tmp_path / "seen.svg"
+    code, told, err = bayesify_("diagnose", run, *FEW, "--out", plot)
+    assert (code, err) == (0, "")  # no progress where there is no terminal
+    assert "judged on the validation part" in told
+    assert "try bayesify.STF(pretrain=None" in told
+    assert f"Plot: {plot}" in told
+    kept = json.loads((tmp_path / "seen.json").read_text())
+    names = [layer["name"] for layer in kept["layers"]]
+    assert all(f"\n{name} " in told for name in names)
+    assert kept["suggestion"] in told
+    assert plot.read_text().startswith("<svg")
+    assert all(f">{name}<" in plot.read_text() for name in names)
+    code, said, err = bayesify_("diagnose", run, *FEW, "--out", plot, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(said) == kept | {"plot": str(plot)}
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["seen.json", "seen.svg"]
+
+
+def test_diagnose_is_that_of_the_trained_network(bayesify_, fitted, tmp_path):
+    run = fitted("blobs.npz")
+    out = ("--out", tmp_path / "d.svg", "--json")
+    _, said, _ = bayesify_("diagnose", run, "--starts", "2", "--epochs", "2", "--seed", "3", *out)
+    posterior, notes = open_run(run)
+    splits = notes.splits(None, None)
+    model = posterior.model
+    model.load_state_dict({**model.state_dict(), **posterior.point()})
+    direct = bayesify.diagnose(
+        model,
+        splits.train,
+        validation=splits.validation,
+        starts=2,
+        method=bayesify.MAP(epochs=2),
+        seed=3,
+    )
+    assert json.loads(said).items() >= direct.to_json().items()
+
+
+def test_diagnose_draws_beside_the_posterior_and_the_other_commands_go_on(
+    bayesify_, fitted, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(fitted("t.csv"), run)
+    code, told, _ = bayesify_("diagnose", run, *FEW)
+    assert code == 0
+    assert "standard deviations of the training targets" in told
+    assert "RMSE" in (run / "diagnosis.svg").read_text()
+    assert (run / "diagnosis.json").exists()
+    assert bayesify_("evaluate", run)[0] == 0
+
+
+def test_diagnose_of_chosen_layers(bayesify_, fitted, tmp_path):
+    asked = ["diagnose", fitted("blobs.npz"), *FEW, "--out", tmp_path / "d.svg", "--json"]
+    every = [layer["name"] for layer in json.loads(bayesify_(*asked)[1])["layers"]]
+    chosen = [every[0], every[-1]]
+    code, said, _ = bayesify_(*asked, "--layers", ", ".join(reversed(chosen)))
+    told = json.loads(said)
+    assert code == 0
+    assert [layer["name"] for layer in told["layers"]] == chosen  # as they run
+    assert told["left_out"] == every[1:-1]
+
+
+def test_diagnose_without_a_validation_part_says_so(bayesify_, place, tmp_path):
+    asked = ["fit", "--method", "map", "--data", place / "blobs.npz", "--epochs", "1"]
+    asked += ["--model", "mlp-5", "--validation-share", "0", "--out", tmp_path / "a"]
+    assert bayesify_(*asked)[0] == 0
+    code, told, _ = bayesify_("diagnose", tmp_path / "a", *FEW)
+    assert code == 0
+    assert "judged on the test part" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--starts", "1"], "expected at least 2"),
+        (["--epochs", "0"], "at least 1"),
+        (["--layers", "linear9"], "expected names like 'linear"),
+        (["--layers", ","], "expected one name at least"),
+        (["--out", "nowhere/d.svg"], "choose a folder that exists"),
+        (["--out", "d.png"], "ends in .svg"),
+        (["--device", "tpu"], "cannot be used here"),
+    ],
+)
+def test_mistakes_in_diagnose(refused, fitted, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    out = [] if "--out" in arguments else ["--out", "d.svg"]
+    assert message in refused("diagnose", fitted("blobs.npz"), *arguments, *out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_diagnose_needs_one_trained_network(refused, place, tmp_path):
+    assert "holds no posterior" in refused("diagnose", tmp_path)
+    assert "holds no posterior" in refused("diagnose", tmp_path / "nowhere")
+    asked = ["fit", "--method", "ensemble", "--data", str(place / "blobs.npz"), "--members", "2"]
+    assert main([*asked, "--epochs", "1", "--out", str(tmp_path / "a")]) == 0
+    assert "holds 2 networks" in refused("diagnose", tmp_path / "a", *FEW)
 
 
 def test_evaluate_judges_the_saved_posterior(bayesify_, fitted):

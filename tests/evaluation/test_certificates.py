@@ -7,13 +7,18 @@ from torch import nn
 import bayesify
 from bayesify.certifying import cut
 from bayesify.errors import DataError, OptionError, UnsupportedModelError
-from bayesify.evaluation.certificates import certify, sampled_risk
+from bayesify.evaluation import certificates
+from bayesify.evaluation.certificates import sampled_risk
 from bayesify.numerics.pac_bayes import bernoulli_kl
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(240, 2, generator=GENERATOR)
 Y = ((X[:, 0] + 0.3 * torch.randn(240, generator=GENERATOR)) > 0).long()
 EARLY = bayesify.MAP(epochs=10)
+
+
+def certify(posterior, data, *, num_samples=100, **more):
+    return certificates.certify(posterior, data, num_samples=num_samples, **more)
 
 
 def net():
@@ -61,6 +66,19 @@ def test_the_sampled_risk_counts_every_sample(split):
     assert sampled_risk(split, (X, Y), num_samples=7) == pytest.approx(
         (top != Y).double().mean().item()
     )
+
+
+def test_examples_of_its_own_for_every_sample_estimate_the_same_risk(split):
+    """The standard error of m independent errors, each over k examples, is known from m runs."""
+    exact = sampled_risk(split, (X, Y), num_samples=4000)
+    runs = [
+        sampled_risk(split, (X, Y), num_samples=200, examples_per_sample=10, seed=seed)
+        for seed in range(10)
+    ]
+    mean, error = torch.tensor(runs).mean().item(), torch.tensor(runs).std().item() / 10**0.5
+    assert abs(mean - exact) < 4 * error
+    # pairs of a sample and an example, k n-th of them at a time: close to binomial
+    assert 0.3 < error * 10**0.5 / (exact * (1 - exact) / 2000) ** 0.5 < 3
 
 
 def test_batches_make_no_difference(split):
@@ -119,7 +137,10 @@ def test_classes_only():
         certify(line, (X, X[:, :1]))
 
 
-@pytest.mark.parametrize(("option", "value"), [("delta", 0.0), ("delta", 1.0), ("num_samples", 0)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("delta", 0.0), ("delta", 1.0), ("num_samples", 0), ("examples_per_sample", 0)],
+)
 def test_impossible_options(split, option, value):
     with pytest.raises(OptionError, match=option):
         certify(split, (X, Y), **{option: value})

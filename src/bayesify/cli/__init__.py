@@ -1,4 +1,4 @@
-"""The command line: `bayesify compare | fit | evaluate | predict | compress | diagnose | report | data`.
+"""The command line: `bayesify compare | fit | evaluate | predict | compress | diagnose | ...`.
 
 A user's mistake is one sentence on the error stream and exit code 2; Ctrl-C is exit code 130.
 """

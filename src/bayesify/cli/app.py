@@ -281,41 +281,24 @@ def diagnose(
     run: Annotated[str, typer.Argument(help="Folder that bayesify fit wrote.", metavar="RUN")],
     *,
     data_dir: flags.DataDir = None,
-    starts: Annotated[
-        int, flag("--starts", help="Retrainings of each layer, at least 2.", panel=HOW)
-    ] = 4,
+    starts: Annotated[int, flag("--starts", help="Retrainings of each layer.", panel=HOW)] = 4,
     epochs: Annotated[int, flag("--epochs", help="Of each retraining.", panel=HOW)] = 20,
     layers: Annotated[
         str | None,
-        flag(
-            "--layers",
-            help="Names of modules, with commas between them. [dim]default every layer that can "
-            "be drawn anew[/]",
-            panel=HOW,
-            metavar="NAMES",
-        ),
+        flag("--layers", help=f"Names of modules.{SEVERAL} [dim]default all[/]", panel=HOW),
     ] = None,
-    seed: Annotated[
-        int, flag("--seed", help="Of the random starts and of the order of batches.", panel=HOW)
-    ] = 0,
+    seed: Annotated[int, flag("--seed", help="Of random starts and batches.", panel=HOW)] = 0,
     device: flags.Device = None,
     out: Annotated[
         str | None,
-        flag(
-            "--out",
-            help="Plot to write; its numbers come beside it, as .json. "
-            "[dim]default RUN/diagnosis.svg[/]",
-            panel=OUTPUT,
-            metavar="FILE.svg",
-        ),
+        flag("--out", help="SVG to write. [dim]default RUN/diagnosis.svg[/]", panel=OUTPUT),
     ] = None,
     json: flags.AsJson = False,
     debug: flags.Debug = False,
 ) -> int:
-    """Find the layer that the data leave open: the one to make Bayesian first.
+    """Retrain each layer alone, from random starts: which one should be Bayesian?
 
-    Retrains each layer of the saved network alone, from random starts, the others fixed. Where the
-    retrainings predict equally well with weights that differ, one setting of them is arbitrary.
+    The one whose retrainings predict equally well with other weights. JSON goes beside the SVG.
     """
     return _run("diagnosing:diagnose", context)
 

@@ -18,8 +18,10 @@ from torch import nn
 from bayesify.cli.comparing import listed
 from bayesify.cli.saved import open_run
 from bayesify.compare.problems import usable_device
+from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.errors import OptionError
-from bayesify.evaluation.diagnosis import Diagnosis, diagnose as diagnosis_of
+from bayesify.evaluation.diagnosis import Diagnosis
+from bayesify.evaluation.diagnosis import diagnose as diagnosis_of
 from bayesify.methods.map import MAP
 from bayesify.posterior import WeightPosterior
 from bayesify.report.files import write_atomically
@@ -49,7 +51,7 @@ def diagnose(
     split = "validation" if len(splits.validation) else "test"
     console = Console(stderr=True)
     with Progress(
-        TextColumn(f"{run}: layers retrained"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
@@ -57,7 +59,7 @@ def diagnose(
         transient=True,
         disable=not console.is_terminal,
     ) as progress:
-        bar = progress.add_task("", total=None)
+        bar = progress.add_task(f"{run}: layers retrained", total=None)
         diagnosis = diagnosis_of(
             model,
             splits.train,
@@ -85,7 +87,9 @@ def diagnose(
 
 def _trained(posterior: WeightPosterior, run: str) -> nn.Module:
     """The network at the posterior's point."""
-    if (members := posterior.q.size(1)) > 1:
+    q = posterior.q
+    members = q.members if isinstance(q, MatrixNormal) else q.size(1)
+    if members > 1:
         raise OptionError(
             f"{run} holds {members} networks, and their mean is none that was trained; expected "
             f"one, as of bayesify fit --method map."

@@ -24,7 +24,7 @@ from bayesify.distributions.kl import kl_divergence
 from bayesify.errors import DataError, OptionError
 from bayesify.evaluation.findings import Findings
 from bayesify.likelihoods import Categorical
-from bayesify.loading import Data, as_loader
+from bayesify.loading import Data, as_loader, subset
 from bayesify.numerics.pac_bayes import (
     catoni_grid_bound,
     mcallester_bound,
@@ -46,7 +46,7 @@ class Certificate:
         bound: By inversion of kl (Maurer's form of Seeger's bound): the one to quote.
         mcallester: McAllester's; never below `bound`.
         catoni: Catoni's, with a union over a fixed grid of lambda.
-        sampled_risk: Share of wrong top classes over all weight samples and certifying examples.
+        sampled_risk: Share of wrong top classes over weight samples and certifying examples.
         gibbs_risk: What bounds the expectation of `sampled_risk` over weight samples from above.
         kl: KL(Q || P), nats.
         examples: n.
@@ -98,6 +98,7 @@ def certify(
     prior: Prior | None = None,
     held_out: bool = False,
     num_samples: int = 1000,
+    examples_per_sample: int = 100,
     batch_size: int = 256,
 ) -> Certificate:
     """Bound the risk of `posterior` from examples that its network and prior have not seen.
@@ -113,7 +114,9 @@ def certify(
         held_out: You vouch that neither the network (its pretraining included) nor the prior has
             seen `data`. Nobody can check that; the bound is void otherwise.
         num_samples: Weight samples m.
-        batch_size: For data that is no loader; the result does not depend on it.
+        examples_per_sample: On how many examples of its own each of them is judged, to save time:
+            the bound pays for m, not for these.
+        batch_size: For data that is no loader.
 
     Raises:
         DataError: the network or the prior has seen the data, or may have.
@@ -131,8 +134,9 @@ def certify(
     """
     if not 0 < delta < 1:
         raise OptionError(f"delta={delta}: expected a probability between 0 and 1, such as 0.05.")
-    if num_samples < 1:
-        raise OptionError(f"num_samples={num_samples}: expected at least 1.")
+    for name, value in (("num_samples", num_samples), ("examples_per_sample", examples_per_sample)):
+        if value < 1:
+            raise OptionError(f"{name}={value}: expected at least 1.")
     if not isinstance(posterior, WeightPosterior):
         raise OptionError(
             f"certify: expected a posterior over weights, got {type(posterior).__name__}."
@@ -152,7 +156,13 @@ def certify(
         )
     with torch.no_grad():
         kl = kl_divergence(posterior.q, prior).item()
-    risk = sampled_risk(posterior, seen_by_q_alone, num_samples=num_samples, batch_size=batch_size)
+    risk = sampled_risk(
+        posterior,
+        seen_by_q_alone,
+        num_samples=num_samples,
+        examples_per_sample=examples_per_sample,
+        batch_size=batch_size,
+    )
     examples = count(seen_by_q_alone)
     gibbs = monte_carlo_bound(risk, num_samples, delta / 2)
     return Certificate(
@@ -169,14 +179,50 @@ def certify(
 
 
 def sampled_risk(
-    posterior: WeightPosterior, data: Data, *, num_samples: int = 1000, batch_size: int = 256
+    posterior: WeightPosterior,
+    data: Data,
+    *,
+    num_samples: int = 1000,
+    examples_per_sample: int | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
 ) -> float:
-    """Share of wrong top classes, over all examples and weight samples; each counts alone."""
+    """Share of wrong top classes, over weight samples and examples; each pair counts alone.
+
+    Args:
+        posterior: Of classes.
+        data: Labelled.
+        num_samples: Weight samples m.
+        examples_per_sample: How many examples each weight sample is judged on, drawn for it alone
+            and with replacement, so that the m errors are independent and each has the risk on all
+            of `data` as its mean. None, or as many as there are: all of them.
+        batch_size: For data that is no loader; the result does not depend on it.
+        seed: Of these examples, and of the weight samples that are judged on them.
+    """
+    size = count(data)
+    generator = torch.Generator().manual_seed(seed)
+    if examples_per_sample is None or examples_per_sample >= size:
+        return _share_wrong(posterior, data, num_samples, batch_size, None)
+    errors = 0.0
+    for _ in range(num_samples):
+        own = torch.randint(size, (examples_per_sample,), generator=generator)
+        errors += _share_wrong(posterior, subset(data, own), 1, examples_per_sample, generator)
+    return errors / num_samples
+
+
+def _share_wrong(
+    posterior: WeightPosterior,
+    data: Data,
+    num_samples: int,
+    batch_size: int,
+    generator: torch.Generator | None,
+) -> float:
     wrong, total = 0, 0
     with torch.no_grad():
         for batch in as_loader(data, batch_size=batch_size, shuffle=False):
             inputs, target = to_device(split_batch(batch), posterior.device)
-            top = posterior.outputs(inputs, num_samples=num_samples).argmax(2)  # (S, B, ...)
+            made = posterior.outputs(inputs, num_samples=num_samples, generator=generator)
+            top = made.argmax(2)  # (S, B, ...)
             wrong += int((top != target).sum())
             total += top.numel()
     return wrong / total

@@ -5,7 +5,6 @@ reason to make a layer Bayesian. Right: how well each retraining predicts, witho
 weights would say nothing. The figure stands alone, on white.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +33,15 @@ PANEL = 3.3
 NARROWEST = 0.1
 """Scores from 0 to 1 get an axis at least this wide, so that chance does not look large."""
 
+DOT: dict[str, Any] = {"ls": "", "marker": "o", "ms": 4, "mew": 0.6, "mec": PAPER, "alpha": 0.75}
+DIAMOND: dict[str, Any] = {
+    "ls": "",
+    "marker": "D",
+    "ms": 4.6,
+    "mew": 1.2,
+    "mec": INK,
+    "mfc": PAPER,
+}
 COLOR, MARKED, BAND = PALETTE[0], PALETTE[1], "#fbe9df"
 
 Layer = Mapping[str, Any]
@@ -55,6 +63,7 @@ def diagnosis_plot(diagnosis: Mapping[str, Any]) -> str:
         wide = 2 * PANEL + 0.5 + 0.085 * max(map(len, names))  # inches a letter of 8 points takes
         figure = new_figure(wide, 1.75 + (0.34 if len(layers) < 12 else 0.27) * len(layers))
         figure.patch.set(alpha=1, facecolor=PAPER)
+        figure.set_layout_engine("constrained", w_pad=0.09, h_pad=0.09)
         left, right = figure.subplots(1, 2, sharey=True)
         for axes in (left, right):
             plain(axes)
@@ -88,18 +97,18 @@ def _similarities(axes: Axes, layers: Sequence[Layer], marked: int) -> bool:
 
 def _scores(axes: Axes, diagnosis: Mapping[str, Any], marked: int) -> None:
     """Draw the score of each retraining, and that of the network as it was."""
-    name = {"rmse": "RMSE"}.get(diagnosis["score_name"], diagnosis["score_name"].replace("_", " "))
+    is_error = diagnosis["score_name"] == "rmse"
+    name: str = "RMSE" if is_error else diagnosis["score_name"].replace("_", " ")
     for row, layer in enumerate(diagnosis["layers"]):
         _strip(axes, row, _finite(layer["scores"]), layer["mean"]["score"], marked=row == marked)
     given = _finite([diagnosis["given"]])
     for each in given:
         axes.axvline(each, color=INK, lw=1, dashes=(4, 2.5), zorder=1)
     found = [each for layer in diagnosis["layers"] for each in _finite(layer["scores"])] + given
-    is_error = diagnosis["score_name"] == "rmse"
     axes.set_xlim(*_limits(found, is_error=is_error))
     part = f" on the {diagnosis['split']} part" if diagnosis.get("split") else ""
     axes.set_xlabel(f"{name}{part}; {'lower' if is_error else 'higher'} is better")
-    titled(axes, name[:1].upper() + name[1:])
+    titled(axes, f"{name[0].upper()}{name[1:]}")
     axes.tick_params(axis="y", labelleft=False)
 
 
@@ -111,10 +120,11 @@ def _strip(
     Equal values are told apart by their heights.
     """
     color = MARKED if marked else COLOR
-    heights = row + np.linspace(-0.24, 0.24, len(values)) if len(values) > 1 else [row]
-    axes.plot(values, heights, "o", ms=3.6, mew=0, color=color, alpha=0.5, zorder=3)
+    reach = 0.24 if len(values) > 1 else 0.0
+    heights = row + np.linspace(-reach, reach, len(values))
     if mean is not None:
-        axes.plot([mean, mean], [row - 0.36, row + 0.36], color=color, lw=2.2, zorder=4)
+        axes.plot([mean, mean], [row - 0.36, row + 0.36], color=color, lw=1.8, zorder=3)
+    axes.plot(values, heights, mfc=color, zorder=4, **DOT)
     axes.text(
         1.015, row, "-" if mean is None else f"{mean:.3f}", transform=axes.get_yaxis_transform(),
         va="center", fontsize=8, color=INK if marked else MUTED,
@@ -123,7 +133,7 @@ def _strip(
 
 
 def _diamond(axes: Axes, x: float, y: float) -> None:
-    axes.plot(x, y, "D", ms=4.6, mew=1.2, mec=INK, mfc=PAPER, zorder=5)
+    axes.plot(x, y, zorder=5, **DIAMOND)
 
 
 def _limits(values: Sequence[float], *, is_error: bool) -> tuple[float, float]:
@@ -142,21 +152,20 @@ def _limits(values: Sequence[float], *, is_error: bool) -> tuple[float, float]:
 
 def _legend(figure: Figure, is_partial: bool, *, starts: int) -> None:
     """What the marks are, below both panels. Changes `figure`."""
-    some = "inputs that vary" if is_partial else ""
-    pairs = math.comb(starts, 2)
-    dots: dict[str, Any] = {"ls": "", "marker": "o", "ms": 3.6, "mew": 0, "alpha": 0.5}
-    diamond: dict[str, Any] = {"ls": "", "marker": "D", "ms": 4.6, "mew": 1.2, "mfc": PAPER}
-    what = "pair of retrainings" if pairs > 1 else "the pair of retrainings"
+    mean: dict[str, Any] = {"ls": "", "marker": "|", "ms": 9, "mew": 1.8}
+    given = "mean with the weights as given (left)"
     handles = [
-        Line2D([], [], color=COLOR, label=f"{what} (left), one retraining (right)", **dots),
-        Line2D([], [], ls="", marker="|", ms=9, mew=2.2, color=COLOR, label="mean, in figures"),
-        Patch(color=BAND, label="least similar weights"),
-        Line2D([], [], mec=INK, label="mean with the weights as given (left)", **diamond),
-        Line2D([], [], color=INK, lw=1, dashes=(4, 2.5), label="network as given (right)"),
+        Line2D(
+            [], [], mfc=COLOR, label="a pair of retrainings (left), a retraining (right)", **DOT
+        ),
+        Line2D([], [], color=COLOR, label="their mean, the number at the edge", **mean),
+        Patch(color=BAND, label="the layer with the least similar weights"),
+        Line2D([], [], label=given + (": of all weights" if is_partial else ""), **DIAMOND),
+        Line2D([], [], color=INK, lw=1, dashes=(4, 2.5), label="the network as given (right)"),
     ]
     note = f"Each layer retrained alone {starts} times, from random starts."
-    if some:
-        note += " Pairs of linear layers: only weights of inputs that vary."
+    if is_partial:
+        note += " Dots of linear layers: only weights whose inputs vary."
     legend = figure.legend(
         handles=handles, loc="outside lower left", ncols=2, frameon=False, fontsize=8,
         labelcolor=INK, title=note, title_fontsize=8, alignment="left", columnspacing=2,
