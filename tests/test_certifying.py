@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import bayesify
 from bayesify.certifying import CertifyingPart, cut, digest
@@ -115,3 +115,15 @@ def test_recalibrated_statistics_have_seen_the_data():
     posterior = bayesify.fit(norm, (X, Y), stf(0.5), seed=4)
     assert posterior.prior is not None
     assert bayesify.recalibrated(posterior, (X, Y)).prior is None
+
+
+def test_a_loader_that_leaves_examples_out_is_refused():
+    few = DataLoader(TensorDataset(X, Y), 10, sampler=SubsetRandomSampler(range(30)))
+    with pytest.raises(DataError, match="sampler of its own"):
+        bayesify.fit(net(), few, stf(0.5))
+
+
+def test_torchs_generator_is_left_as_it_was():
+    model, before = net(), torch.get_rng_state()
+    bayesify.fit(model, DataLoader(TensorDataset(X, Y), 10), stf(0.5))
+    assert torch.equal(torch.get_rng_state(), before)

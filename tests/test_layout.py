@@ -26,7 +26,7 @@ FLOORS = [
     "weights numerics data models",
     "predictive likelihoods priors distributions",
     "forward",
-    "posterior objective checks rescaling",
+    "posterior objective checks rescaling dropout",
     "methods",
     "callbacks fitting persistence adapters progress streaming recalibration compression",
     "evaluation",
@@ -56,6 +56,8 @@ SPECIALISES = {
     ("member_training", "interaction"),
     ("svgd", "fresh"),
     ("svgd", "member_training"),
+    ("swag", "map"),  # its default pretraining
+    ("mc_dropout", "map"),  # its default pretraining
     ("mean_field_vi", "map"),  # its default pretraining
     ("weight_sharing", "map"),
     ("weight_sharing", "diagonal_laplace"),  # the posterior it shares by default

@@ -109,7 +109,7 @@ def test_a_subset_of_a_loader_keeps_its_ways():
 
 def test_no_subset_of_a_loader_with_a_sampler_of_its_own():
     loader = as_loader((torch.zeros(4, 1), torch.zeros(4)), batch_size=2, shuffle=True)
-    with pytest.raises(DataError, match="pass its data set instead"):
+    with pytest.raises(DataError, match="pass a data set of the examples"):
         subset(loader, torch.tensor([0]))
 
 

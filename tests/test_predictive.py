@@ -287,3 +287,11 @@ def test_summaries_hold_one_row_an_example(predictive, names):
     summary = predictive.summary()
     assert set(summary) == names
     assert all(len(each) == 5 for each in summary.values())
+
+
+def test_log_odds_go_on_where_the_probability_rounds_to_one():
+    logits = torch.tensor([[[90.0, 0.0, -1.0], [0.3, 0.2, 0.1]]], dtype=torch.float64)
+    odds = ClassPredictive(logits.float()).log_odds(torch.tensor([0, 1]))
+    probs = logits[0, 1].softmax(0)
+    want = torch.stack([90 - logits[0, 0, 1:].logsumexp(0), (probs[1] / (1 - probs[1])).log()])
+    torch.testing.assert_close(odds.double(), want, rtol=1e-5, atol=1e-5)

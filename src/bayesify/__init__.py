@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from bayesify.cost import CostMeter
     from bayesify.distributions.base import WeightDistribution
     from bayesify.distributions.kl import kl_divergence
+    from bayesify.distributions.low_rank_normal import LowRankNormal
     from bayesify.distributions.low_rank_particles import LowRankParticles
     from bayesify.distributions.matrix_normal import MatrixNormal
     from bayesify.distributions.mean_field import MeanField
     from bayesify.distributions.particles import Particles
     from bayesify.distributions.shared_normal import SharedNormal
+    from bayesify.dropout import DropoutPosterior
     from bayesify.errors import (
         BayesifyError,
         DataError,
@@ -52,9 +54,11 @@ if TYPE_CHECKING:
     from bayesify.methods.fine_tuned_ensemble import FineTunedEnsemble
     from bayesify.methods.interaction import svgd_
     from bayesify.methods.map import MAP
+    from bayesify.methods.mc_dropout import MCDropout
     from bayesify.methods.mean_field_vi import MeanFieldVI
     from bayesify.methods.stf import STF
     from bayesify.methods.svgd import SVGD
+    from bayesify.methods.swag import SWAG
     from bayesify.methods.weight_sharing import WeightSharing
     from bayesify.objective import elbo_terms, member_losses, negative_elbo
     from bayesify.persistence import load, save
@@ -105,7 +109,9 @@ _HOME = {
     "MeanFieldVI": "bayesify.methods.mean_field_vi",
     "BALI": "bayesify.methods.bali",
     "STF": "bayesify.methods.stf",
+    "MCDropout": "bayesify.methods.mc_dropout",
     "DiagonalLaplace": "bayesify.methods.diagonal_laplace",
+    "SWAG": "bayesify.methods.swag",
     "Bella": "bayesify.methods.bella",
     "SVGD": "bayesify.methods.svgd",
     "FineTunedEnsemble": "bayesify.methods.fine_tuned_ensemble",
@@ -118,6 +124,7 @@ _HOME = {
     # posteriors and predictives
     "Posterior": "bayesify.posterior",
     "WeightPosterior": "bayesify.posterior",
+    "DropoutPosterior": "bayesify.dropout",
     "FitRecord": "bayesify.posterior",
     "Predictive": "bayesify.predictive",
     "ClassPredictive": "bayesify.predictive",
@@ -137,6 +144,7 @@ _HOME = {
     "WeightDistribution": "bayesify.distributions.base",
     "MeanField": "bayesify.distributions.mean_field",
     "MatrixNormal": "bayesify.distributions.matrix_normal",
+    "LowRankNormal": "bayesify.distributions.low_rank_normal",
     "LowRankParticles": "bayesify.distributions.low_rank_particles",
     "Particles": "bayesify.distributions.particles",
     "SharedNormal": "bayesify.distributions.shared_normal",

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from bayesify.batches import split_batch, tensors_of
 from bayesify.data.parts import Examples
 from bayesify.errors import DataError, OptionError
-from bayesify.loading import Data, as_loader, subset
+from bayesify.loading import Data, as_loader, check_plain, subset
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,29 @@ def cut(data: Data, share: float, seed: int) -> tuple[Data, Data, CertifyingPart
 
 def digest(data: Data) -> str:
     """Of all inputs and targets in their order, in hexadecimal; augmentation is left out."""
-    if isinstance(data, Examples):
-        data = replace(data, augment=None)
-    if isinstance(data, DataLoader):  # in its own order, which training shuffles
-        data = DataLoader(data.dataset, batch_size=data.batch_size, collate_fn=data.collate_fn)
     hashes: list[Any] = []
-    for batch in as_loader(data, batch_size=256, shuffle=False):
+    for batch in as_loader(in_order(data), batch_size=256, shuffle=False):
         inputs, target = split_batch(batch)
         tensors = [*tensors_of(inputs), target]
         hashes = hashes or [hashlib.sha256() for _ in tensors]
         for each, tensor in zip(hashes, tensors, strict=True):
             each.update(_bytes(tensor))
     return hashlib.sha256(b"".join(each.digest() for each in hashes)).hexdigest()
+
+
+def in_order(data: Data) -> Data:
+    """Every example once, in the order of the data set, and without augmentation.
+
+    Raises:
+        DataError: a loader that leaves examples out, or takes some twice.
+    """
+    if isinstance(data, Examples):
+        return replace(data, augment=None)
+    if not isinstance(data, DataLoader):
+        return data
+    check_plain(data)
+    whole = in_order(data.dataset)
+    return DataLoader(whole, batch_size=data.batch_size, collate_fn=data.collate_fn)  # type: ignore[arg-type]
 
 
 def count(data: Data) -> int:

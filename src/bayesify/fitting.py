@@ -72,6 +72,9 @@ def fit(
         BayesifyError: bad data, options or model, before any time is spent on training, or a
             loss that diverges (`DivergenceError`).
 
+    With a method's `certify_split`, the weights that `model` comes with must not have been trained
+    on `data` either: nobody can check that, and certificates would be void.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> x = torch.randn(100, 2); y = (x[:, 0] > 0).long()
@@ -90,8 +93,8 @@ def fit(
         likelihood = copying.deepcopy(likelihood)
     model.to(device or next(model.parameters()).device)
     likelihood = resolve(likelihood).to(next(model.parameters()).device)
-    before, data, certifying = _parts(data, method, seed)
     with seeded(seed, model), CostMeter(next(model.parameters()).device) as cost:
+        before, data, certifying = _parts(data, method, seed)
         problem = _problem(data, model, likelihood, readout, batch_size)
         problem = replace(
             problem,

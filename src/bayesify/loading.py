@@ -165,11 +165,7 @@ class EvenBatches(Sampler[list[int]]):
 def _part_of_loader(loader: DataLoader[Any], index: Tensor) -> DataLoader[Any]:
     dataset = loader.dataset
     _length(dataset)
-    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
-        raise DataError(
-            "expected a DataLoader with a batch_size, got one with a sampler of its own, of which "
-            "no part can be taken; pass its data set instead."
-        )
+    check_plain(loader)
     return DataLoader(
         Subset(dataset, index.tolist()),
         batch_size=loader.batch_size,
@@ -179,6 +175,27 @@ def _part_of_loader(loader: DataLoader[Any], index: Tensor) -> DataLoader[Any]:
         pin_memory=loader.pin_memory,
         drop_last=loader.drop_last,
     )
+
+
+def check_plain(loader: DataLoader[Any]) -> None:
+    """Refuse a loader that does not give every example of its data set once.
+
+    Raises:
+        DataError: it has a sampler of its own, so that nobody knows which examples it leaves out.
+    """
+    sampler = loader.sampler
+    whole = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(cast(Sized, loader.dataset))
+    )
+    plain = loader.batch_size is not None and type(loader.batch_sampler) is BatchSampler
+    if not (whole and plain):
+        raise DataError(
+            "expected a DataLoader that gives every example of its data set once, got one with a "
+            "sampler of its own, of which no part can be taken; pass a data set of the examples "
+            "that you mean, such as torch.utils.data.Subset."
+        )
 
 
 def _as_dataset(data: Any) -> Dataset[Any]:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bayesify.distributions import DISTRIBUTIONS
+from bayesify.dropout import DropoutPosterior
 from bayesify.errors import BayesifyError, LoadError, OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import LIKELIHOODS
@@ -65,19 +66,20 @@ def save(
         OptionError: the folder exists, or cannot be written, or the notes are no JSON.
         UnsupportedModelError: this kind of posterior has no file format.
     """
-    if not isinstance(posterior, WeightPosterior):
+    alone = posterior.without_dropout() if isinstance(posterior, DropoutPosterior) else posterior
+    if not isinstance(alone, WeightPosterior):
         raise UnsupportedModelError(
             f"{type(posterior).__name__} cannot be saved; only weights can."
         )
     path = Path(path)
     check_free(path, overwrite, "a posterior", _is_posterior)
-    along = posterior.base() if base else {}
-    description = _manifest(posterior, notes or {}, elsewhere=set(along))
+    along = alone.base() if base else {}
+    description = _manifest(alone, notes or {}, elsewhere=set(along))
     parts = {
-        "q": posterior.q.stored(),
-        "likelihood": posterior.likelihood.state_dict(),
+        "q": alone.q.stored(),
+        "likelihood": alone.likelihood.state_dict(),
         "base": along,
-        "prior": prior.loc.named() if (prior := _prior_to_save(posterior)) else {},
+        "prior": prior.loc.named() if (prior := _prior_to_save(alone)) else {},
     }
     with appearing(path) as folder:
         files = {}
@@ -93,11 +95,14 @@ def save(
                     "sha256": _file_digest(file),
                     "order": list(tensors) if part == "q" else [],
                 }
-        (folder / MANIFEST).write_text(_lines(description | {"files": files}))
+        description |= {"dropout": alone is not posterior, "files": files}
+        (folder / MANIFEST).write_text(_lines(description))
     return path
 
 
-def load(path: str | Path, model: nn.Module, *, readout: Readout | None = None) -> WeightPosterior:
+def load(
+    path: str | Path, model: nn.Module, *, readout: Readout | None = None
+) -> WeightPosterior | DropoutPosterior:
     """The posterior saved in the folder `path`, around a copy of `model`.
 
     Args:
@@ -112,7 +117,8 @@ def load(path: str | Path, model: nn.Module, *, readout: Readout | None = None) 
     folder = Path(path)
     manifest = read_manifest(folder)
     try:
-        return _rebuilt(folder, manifest, model, readout)
+        posterior = _rebuilt(folder, manifest, model, readout)
+        return DropoutPosterior.around(posterior) if manifest.get("dropout") else posterior
     except BayesifyError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

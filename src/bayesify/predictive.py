@@ -94,6 +94,14 @@ class ClassPredictive(Predictive):
         """Log probability of the class indices `target`, nats, per example (and position)."""
         return self.log_probs.gather(1, target.long().unsqueeze(1)).squeeze(1)
 
+    def log_odds(
+        self, target: Integer[Tensor, "batch *positions"] | Bool[Tensor, "batch *positions"]
+    ) -> Float[Tensor, "batch *positions"]:
+        """log(p / (1 - p)) of the probability of `target`: it grows on where p rounds to 1."""
+        index = target.long().unsqueeze(1)
+        others = self.log_probs.scatter(1, index, -torch.inf).logsumexp(1)
+        return self.log_prob(target) - others
+
     def entropy(self) -> Float[Tensor, "batch *positions"]:
         """Entropy of the averaged predictive, nats."""
         return torch.special.entr(self.probs).sum(1)

@@ -43,7 +43,14 @@ class NormalPrior(nn.Module):
 
     def scale_of(self, name: str) -> float:
         """Standard deviation of the weights called `name`."""
-        return self.scale[name] if isinstance(self.scale, dict) else self.scale
+        if not isinstance(self.scale, dict):
+            return self.scale
+        if name not in self.scale:
+            raise OptionError(
+                f"the prior has no scale for {name!r}: expected one for each random weight, got "
+                f"{', '.join(self.scale)}."
+            )
+        return self.scale[name]
 
     def loc_of(self, name: str) -> Tensor | float:
         """Mean of the weights called `name`."""

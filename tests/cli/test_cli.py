@@ -259,9 +259,9 @@ def test_a_failed_run_is_reported_and_the_others_are_kept(bayesify_, place, tmp_
         (["--device", "tpu"], "cannot be used here"),
         (["--sedes", "1"], "No such option"),
         (["--evaluate", "attack"], "did you mean 'attacks'"),
-        (["--set", "attacks.steps=3"], "expected --evaluate attacks"),
+        (["--set", "attacks.steps=3"], "among what to evaluate"),
         (["--evaluate", "attacks", "--set", "attacks.steps=0"], "at least 1"),
-        (["--gradient-samples", "5"], "expected --evaluate attacks"),
+        (["--gradient-samples", "5"], "among what to evaluate"),
         (["--ood", "each-other"], "expected two data sets"),
         (["--target", "x"], "digits takes no target"),
         (["--out", "/proc/version/x"], "cannot write to"),
@@ -358,6 +358,18 @@ def test_only_gaussian_weights_can_be_compressed(refused, fitted, tmp_path):
 
 
 FEW = ("--starts", "2", "--epochs", "1")
+
+
+def test_a_run_with_dropout_can_be_judged_and_diagnosed_but_not_compressed(
+    bayesify_, refused, place, tmp_path
+):
+    run, how = tmp_path / "run", ("--model", "mlp-dropout", "--set", "pretrain.epochs=2")
+    fit = ("fit", "--data", place / "blobs.npz", "--method", "mc-dropout", *how, "--out", run)
+    assert bayesify_(*fit)[0] == 0
+    assert bayesify_("evaluate", run)[0] == 0
+    assert bayesify_("diagnose", run, *FEW, "--json")[0] == 0
+    said = refused("compress", run, "--out", tmp_path / "small")
+    assert "dropout is its noise" in said
 
 
 def test_diagnose_tells_which_layer_to_make_bayesian(bayesify_, fitted, tmp_path):
@@ -479,7 +491,7 @@ def test_evaluate_measures_more_where_it_is_asked_to(bayesify_, fitted):
     told = json.loads(out)
     for name in ("pgd_accuracy", "transfer_accuracy", "corrupted_nll", "membership_auc"):
         assert name in told["metrics"]
-    assert "far_confidence" in told["metrics"] or "far-away is left out" in err
+    assert "far_confidence" in told["metrics"] or "far-away: left out" in err
     assert told["curves"]["robustness"]["eps"] == [0, pytest.approx(8 / 255)]
 
 
@@ -635,6 +647,9 @@ def test_mistakes_in_evaluate(refused, place, fitted, tmp_path):
     assert "use `bayesify compare`" in refused("evaluate", run, "--evaluate", "shadows")
     assert "options of its fit" in refused("evaluate", run, "--set", "stf.epochs=3")
     assert "holds no posterior" in refused("evaluate", run, "--transfer-from", tmp_path)
+    for elsewhere in (["--split", "train"], ["--data", place / "blobs.npz"]):
+        asked = ["evaluate", run, "--evaluate", "membership", *elsewhere]
+        assert "training data of the fit" in refused(*asked)
 
 
 def test_a_posterior_saved_without_notes_says_so(refused, tmp_path):

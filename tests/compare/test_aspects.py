@@ -37,7 +37,7 @@ def test_a_change_keeps_the_rest():
         (["attacks"], {"attacks": {"step": 3}}, "did you mean 'steps'"),
         (["attacks"], {"attacks": {"steps": 0}}, "at least 1"),
         (["attacks"], {"attacks": {"eps": "a"}}, "expected eps to be"),
-        (["attacks"], {"shadows": {"count": 4}}, "expected --evaluate shadows"),
+        (["attacks"], {"shadows": {"count": 4}}, "expected .shadows. among"),
         (["membership"], {"membership": {"seed": 1}}, "membership has no options"),
     ],
 )

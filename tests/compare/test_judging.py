@@ -102,7 +102,19 @@ def test_it_says_what_was_left_out(digits):
     told = []
     found = judge(digits, "far-away", tell=told.append)(posterior)
     assert "far_confidence" not in found.metrics
-    assert told[0].startswith("far-away is left out: ")
+    assert told[0].startswith("far-away: left out, ")
+
+
+def test_every_aspect_that_is_left_out_is_told(digits, trained):
+    told = []
+    judge(digits, "certificates", tell=told.append)(trained)
+    assert told == [
+        "certificates: left out, the network has seen all data; fit with certify_split=0.5."
+    ]
+
+
+def test_nobody_transfers_attacks_from_itself(digits, trained):
+    assert "transfer_nll" not in judge(digits, "attacks", surrogate=trained)(trained).metrics
 
 
 def test_shadows_are_fitted_where_they_are_asked_for(digits, tmp_path):

@@ -203,7 +203,7 @@ def test_a_file_says_what_to_measure(write):
         ("evaluate = 3", "expected a list of names"),
         ('evaluate = "attack"', "did you mean 'attacks'"),
         ('evaluate = "attacks"\nattacks = 3', "expected attacks as a table"),
-        ("[attacks]\nsteps = 3", "expected --evaluate attacks"),
+        ("[attacks]\nsteps = 3", "expected .attacks. among"),
     ],
 )
 def test_mistakes_in_what_to_measure_are_named(write, text, message):

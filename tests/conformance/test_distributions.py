@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bayesify import forward
 from bayesify.distributions import DISTRIBUTIONS, WeightDistribution
 from bayesify.distributions.kl import CLOSED_FORMS, kl_divergence
+from bayesify.distributions.low_rank_normal import LowRankNormal
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
@@ -120,6 +121,20 @@ def particle_moments(q: Particles) -> tuple[Tensor, Tensor]:
     return members.mean(0), members.T.cov(correction=0)
 
 
+def low_rank_normal(model: nn.Module) -> LowRankNormal:
+    loc = weights_of(model)
+    diagonal = {name: 0.2 + torch.rand_like(each) for name, each in loc.items()}
+    deviations = {n: torch.randn(3, *each.shape).to(each) for n, each in loc.items()}
+    return LowRankNormal(loc, diagonal, deviations)
+
+
+def low_rank_normal_moments(q: LowRankNormal) -> tuple[Tensor, Tensor]:
+    held = q.deviations.named().values()
+    deviations = torch.cat([each.flatten(1) for each in held], 1)  # (K, P)
+    low_rank = deviations.T @ deviations / (len(deviations) - 1)
+    return flat(q.loc.named()), (flat(q.diagonal.named()).square().diag() + low_rank) / 2
+
+
 def low_rank_particles(model: nn.Module) -> LowRankParticles:
     q = LowRankParticles.around(
         model, members=3, rank=2, scale=0.5, buffers=list(buffers_of(model))
@@ -190,6 +205,7 @@ class Case:
 
 
 CASES = {
+    "LowRankNormal": Case(low_rank_normal, low_rank_normal_moments),
     "LowRankParticles": Case(low_rank_particles, low_rank_moments),
     "MatrixNormal": Case(matrix_normal, matrix_normal_moments, matrix_normal_log_density),
     "MeanField": Case(mean_field, mean_field_moments, mean_field_log_density),

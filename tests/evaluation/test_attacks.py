@@ -384,3 +384,22 @@ def test_what_does_not_fit_is_refused(committee, points):
         InputBox(torch.zeros(1), torch.ones(1), torch.zeros(1))
     with pytest.raises(OptionError, match="swap"):
         InputBox(torch.ones(1), torch.zeros(1), torch.ones(1))
+
+
+@pytest.mark.parametrize("factor", [30, 1000])
+def test_a_confident_network_is_attacked_as_well_as_an_unsure_one(factor, generator):
+    """Two logits times a factor decide alike; -log p loses its slope where p rounds to 1."""
+    x = torch.rand(40, 20, generator=generator)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 2))
+
+    def attacked():
+        posterior = WeightPosterior(net, MeanField.around(net, scale=1e-9), Categorical())
+        return pgd(posterior, x, net(x).argmax(1), eps=0.3, random_start=False)
+
+    unsure = attacked()
+    with torch.no_grad():
+        net[2].weight *= factor
+        net[2].bias *= factor
+    torch.testing.assert_close(attacked(), unsure)
+    assert (unsure != x).any()

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import bayesify
 from bayesify.certifying import cut
@@ -38,7 +39,7 @@ def plain():
 
 def test_the_bound_is_above_what_was_seen(split):
     found = certify(split, (X, Y))
-    assert found.sampled_risk < found.gibbs_risk < found.bound < 1
+    assert found.sampled_risk < found.gibbs_bound < found.bound < 1
     assert found.bound <= found.mcallester
 
 
@@ -56,9 +57,9 @@ def test_the_bound_solves_its_equation(split):
     assert found.kl == pytest.approx(kl, rel=1e-5)
     n = found.examples
     budget = (kl + math.log(2 * math.sqrt(n) / 0.05)) / n
-    assert bernoulli_kl(found.gibbs_risk, found.bound) == pytest.approx(budget, rel=1e-5)
+    assert bernoulli_kl(found.gibbs_bound, found.bound) == pytest.approx(budget, rel=1e-5)
     slack = math.log(2 / 0.05) / 500
-    assert bernoulli_kl(found.sampled_risk, found.gibbs_risk) == pytest.approx(slack, rel=1e-6)
+    assert bernoulli_kl(found.sampled_risk, found.gibbs_bound) == pytest.approx(slack, rel=1e-6)
 
 
 def test_the_sampled_risk_counts_every_sample(split):
@@ -148,7 +149,7 @@ def test_impossible_options(split, option, value):
 
 def test_it_reads_well(split):
     text = str(certify(split, (X, Y)))
-    assert text.startswith("With probability 0.95 a random network of the posterior is wrong in at")
+    assert text.startswith("With probability 0.95 the networks of the posterior are wrong, on av")
     assert "120 examples" in text
 
 
@@ -156,3 +157,20 @@ def test_findings_have_the_names_of_the_report(split):
     found = certify(split, (X, Y))
     assert found.findings().metrics["certificate"] == found.bound
     assert found.to_json()["kl"] == found.kl
+
+
+def test_a_loader_certifies_with_all_of_its_examples(split):
+    whole = DataLoader(TensorDataset(X, Y), batch_size=200, shuffle=True, drop_last=True)
+    assert certify(split, whole) == certify(split, (X, Y))
+    few = DataLoader(TensorDataset(X, Y), batch_size=10, sampler=SubsetRandomSampler(range(30)))
+    with pytest.raises(DataError, match="sampler of its own"):
+        certify(split, few, held_out=True)
+
+
+@pytest.mark.parametrize("law", ["shared", "shared_loc", "fixed"])
+def test_weights_that_are_not_free_have_no_divergence(law):
+    source = bayesify.MeanFieldVI(pretrain=None, epochs=1)
+    method = bayesify.WeightSharing(pretrain=EARLY, mean_field=source, codes=4, law=law)
+    shared = bayesify.fit(net(), (X, Y), method, validation=(X, Y))
+    with pytest.raises(UnsupportedModelError, match="shared or fixed"):
+        certify(shared, (X, Y), held_out=True, prior=bayesify.NormalPrior(1.0))

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import bayesify
 from bayesify.errors import BayesifyError, DataError, ShapeError
@@ -169,6 +169,9 @@ def test_the_units_of_an_attack_are_those_of_the_images(digits):
     part = bayesify.data.Examples(digits.test.x[:60], digits.test.y[:60], digits.normalise)
     known = evaluate(committee, part, attacks=FEW["attacks"])
     assert told.metrics == pytest.approx(known.metrics)
+    for inside in (DataLoader(part, 60), Subset(part, range(60))):
+        found = evaluate(committee, inside, attacks=FEW["attacks"])
+        assert found.metrics == pytest.approx(known.metrics)
     untold = evaluate(committee, (x, y), attacks=FEW["attacks"])
     assert untold.metrics["pgd_nll"] != pytest.approx(known.metrics["pgd_nll"])
 

@@ -36,6 +36,16 @@ def test_the_hidden_layers_of_an_mlp_are_part_of_its_name(name, widths):
     assert [each.out_features for each in layers] == widths
 
 
+def test_an_mlp_with_dropout_has_it_behind_every_hidden_layer_and_the_same_weights():
+    plain, dropping = (build(name, (13,), 3, seed=0) for name in ("mlp", "mlp-dropout"))
+    kinds = [type(each) for each in dropping]
+    hidden = [nn.Linear, nn.ReLU, nn.Dropout]
+    assert kinds == [nn.Flatten, *hidden, *hidden, nn.Linear]
+    assert {each.p for each in dropping if isinstance(each, nn.Dropout)} == {0.2}
+    for name, each in plain.state_dict().items():
+        assert torch.equal(each, dropping.state_dict()[name])
+
+
 @pytest.mark.parametrize("name", ["mlp-", "mlp-0", "mlp-5x", "mlp-50-", "mlp--5", "mlp-1.5"])
 def test_widths_that_are_none_are_refused(name):
     with pytest.raises(OptionError, match="widths of the hidden layers"):

@@ -203,7 +203,6 @@ def _add_all(record: Record, quality: tuple[float, ...], leak: float) -> None:
         "flops_per_step": 3.7e6,
         "flops_per_prediction": 1.9e4 * record["cost"]["num_samples"],
         "member_parameters": 9610 if record["method"] == "ensemble" else 320,
-        "prediction_memory_bytes": 5_100_000,
     }
     record["curves"] |= _full_curves(record, accuracy, nll, ece, leak, shift)
 

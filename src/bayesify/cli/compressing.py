@@ -10,6 +10,7 @@ from bayesify.cli.saved import open_run
 from bayesify.compression import Sizes, compressed
 from bayesify.errors import OptionError
 from bayesify.persistence import disk_bytes, save
+from bayesify.posterior import WeightPosterior
 
 
 def compress(
@@ -28,6 +29,11 @@ def compress(
         raise OptionError(f"--out {out}: that is {run} itself; choose another folder.")
     check_out(folder, overwrite=overwrite)
     posterior, notes = open_run(run)
+    if not isinstance(posterior, WeightPosterior):
+        raise OptionError(
+            f"{run} holds one network, whose dropout is its noise and takes no room; expected "
+            f"Gaussians over weights, as of bayesify fit --method stf or diagonal-laplace."
+        )
     before = disk_bytes(place)
     small = compressed(posterior, codes=codes, outliers=outliers)
     save(small, folder, overwrite=overwrite, notes=notes.to_json())

@@ -19,6 +19,7 @@ from bayesify.cli.comparing import listed
 from bayesify.cli.saved import open_run
 from bayesify.compare.problems import usable_device
 from bayesify.distributions.matrix_normal import MatrixNormal
+from bayesify.dropout import DropoutPosterior
 from bayesify.errors import OptionError
 from bayesify.evaluation.diagnosis import Diagnosis
 from bayesify.evaluation.diagnosis import diagnose as diagnosis_of
@@ -85,8 +86,10 @@ def diagnose(
     return 0
 
 
-def _trained(posterior: WeightPosterior, run: str) -> nn.Module:
+def _trained(posterior: WeightPosterior | DropoutPosterior, run: str) -> nn.Module:
     """The network at the posterior's point."""
+    if isinstance(posterior, DropoutPosterior):
+        posterior = posterior.without_dropout()
     q = posterior.q
     members = q.members if isinstance(q, MatrixNormal) else q.size(1)
     if members > 1:

@@ -12,7 +12,7 @@ from bayesify import data, models
 from bayesify.cli.saved import Notes
 from bayesify.cli.settings import assignments
 from bayesify.compare.choices import make
-from bayesify.compare.problems import usable_device
+from bayesify.compare.problems import check_certifiable, usable_device
 from bayesify.data.parts import VALIDATION_SHARE
 from bayesify.errors import OptionError
 from bayesify.evaluation.evaluate import evaluate
@@ -50,6 +50,7 @@ def fit(
     """Fit and save; returns the exit code. Arguments are the command's flags."""
     given = {name: value for name, value in options.items() if value is not None}
     chosen = make(method, given | assignments(set or []))
+    check_certifiable(chosen, weights)
     reading = {
         "data_dir": data_dir,
         "target": target,
@@ -77,7 +78,8 @@ def fit(
         return 0
     check_out(Path(out), overwrite=overwrite)
     splits = data.splits(source, **reading)
-    notes = Notes.of(model, splits, source, reading)
+    fitted = {"batch_size": fitting["batch_size"], "weights": weights, "augment": bool(augment)}
+    notes = Notes.of(model, splits, source, reading, fitted)
     net = models.build(model, splits.input_shape, splits.num_outputs, seed=seed)
     if weights is not None:
         models.load_weights(net, weights)

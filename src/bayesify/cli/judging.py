@@ -21,7 +21,8 @@ from bayesify.errors import OptionError
 from bayesify.evaluation.evaluate import Evaluation
 from bayesify.fitting import versions
 from bayesify.methods import METHODS
-from bayesify.posterior import WeightPosterior
+from bayesify.persistence import read_manifest
+from bayesify.posterior import Posterior
 from bayesify.progress import BatchCounter
 
 SPLITS = ("test", "validation", "train")
@@ -50,6 +51,11 @@ def evaluate(
         raise OptionError(f"--num-samples {num_samples}: expected at least 1.")
     aspects = _aspects(evaluate, gradient_samples, set or [])
     usable = usable_device(device)
+    if "membership" in aspects and (split == "train" or source is not None):
+        raise OptionError(
+            "--evaluate membership tells the training data of the fit from others of the same "
+            "kind: expected neither --split train nor --data."
+        )
     posterior, notes = open_run(run, device=usable)
     splits = notes.splits(source, data_dir)
     held_out = getattr(splits, split)
@@ -84,7 +90,8 @@ def evaluate(
     }
     record["cost"] = cost(posterior, held_out[[0]][0], Path(run), num_samples=num_samples or 32)
     place = ("options", "model", "fold", "seed", "setup", *described)
-    record["cell"] = digest({name: record[name] for name in place})
+    contents = [_contents(run), None if transfer_from is None else _contents(transfer_from)]
+    record["cell"] = digest([{name: record[name] for name in place}, contents])
     kept = _keep(run, record, told)
     if json:
         print(dumps({"run": run, **described, **result.to_json()}))
@@ -116,13 +123,13 @@ def _aspects(asked: str | None, gradient_samples: int | None, texts: list[str]) 
 
 
 def _record(
-    posterior: WeightPosterior, notes: Notes, result: Evaluation, aspects: Aspects, samples: int
+    posterior: Posterior, notes: Notes, result: Evaluation, aspects: Aspects, samples: int
 ) -> dict[str, Any]:
     """As `bayesify compare` keeps it."""
     record = posterior.record
     options = record.options if record else {}
     names = {kind.__name__: name for name, kind in METHODS.items()}
-    setup: dict[str, Any] = {"num_samples": samples, "evaluate": aspects.to_json()}
+    setup: dict[str, Any] = {"num_samples": samples, "evaluate": aspects.to_json(), **notes.fitted}
     return {
         "method": names.get(options.get("kind", ""), "posterior"),
         "model": notes.model,
@@ -135,6 +142,12 @@ def _record(
         "versions": versions(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _contents(run: str) -> str:
+    """A digest of the posterior itself."""
+    manifest = read_manifest(Path(run))
+    return digest([manifest["base_sha256"], manifest["files"]])
 
 
 def _keep(run: str, record: dict[str, Any], told: Console) -> Path | None:

@@ -1,6 +1,6 @@
 """What `bayesify fit` notes beside a posterior, so that the other commands can use it alone."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from bayesify import data, models
 from bayesify.data.intake import Intake
 from bayesify.data.parts import Examples, Splits
+from bayesify.dropout import DropoutPosterior
 from bayesify.errors import DataError, LoadError
 from bayesify.persistence import load, read_manifest
 from bayesify.posterior import WeightPosterior
@@ -29,6 +30,7 @@ class Notes:
         intake: From raw inputs to what the model sees.
         source: The data, as the user named them.
         data: Options of the data, as `bayesify.data.splits` takes them.
+        fitted: What else decided the fit: `batch_size`, `weights` and `augment`.
     """
 
     model: str
@@ -40,9 +42,17 @@ class Notes:
     intake: Intake
     source: str
     data: dict[str, Any]
+    fitted: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: str, splits: Splits, source: str, options: dict[str, Any]) -> Self:
+    def of(
+        cls,
+        model: str,
+        splits: Splits,
+        source: str,
+        options: dict[str, Any],
+        fitted: dict[str, Any] | None = None,
+    ) -> Self:
         """Notes on a model that is fitted to `splits`."""
         loc, scale = splits.target_loc, splits.target_scale
         return cls(
@@ -55,6 +65,7 @@ class Notes:
             intake=Intake.of(splits),
             source=source,
             data=options,
+            fitted=fitted or {},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -119,7 +130,9 @@ class Notes:
         return Examples(examples.x, y, self.intake.normalise)
 
 
-def open_run(path: str | Path, *, device: str | None = None) -> tuple[WeightPosterior, Notes]:
+def open_run(
+    path: str | Path, *, device: str | None = None
+) -> tuple[WeightPosterior | DropoutPosterior, Notes]:
     """The posterior in the folder `path`, and the notes beside it.
 
     Raises:

@@ -59,8 +59,8 @@ class Aspects:
         for name in settings:
             if name not in chosen:
                 raise OptionError(
-                    f"an option of {name} is given, which is not measured: expected "
-                    f"--evaluate {name} beside it."
+                    f"an option of {name} is given, which is not measured: expected {name!r} "
+                    f"among what to evaluate."
                 )
         made = {}
         for name in chosen:

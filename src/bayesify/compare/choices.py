@@ -270,6 +270,7 @@ def _read_other(value: Any, hint: Any) -> Any:
         raise TypeError
     inner = typing.get_args(hint)[0]
     parts = value.split(",") if isinstance(value, str) else value
+    parts = parts if isinstance(parts, list | tuple) else [parts]
     return tuple(_READERS[inner](each, inner) for each in parts)
 
 

@@ -48,17 +48,26 @@ class Judge:
         """The evaluation of one posterior."""
         aspects, splits = self.aspects, self.splits
         classes = splits.task == "classification"
-        attacked = "attacks" in aspects and classes
-        certifies = posterior.record is not None and posterior.record.certifying is not None
+        attacked = self._applies("attacks", classes, "they are measured on classes")
+        corrupted = self._applies(
+            "corruptions", classes and splits.is_image, "they are of images with classes"
+        )
+        record = posterior.record
+        certifies = self._applies(
+            "certificates",
+            classes and record is not None and record.certifying is not None,
+            "the network has seen all data; fit with certify_split=0.5",
+        )
+        surrogate = self.surrogate() if attacked else None
         judged = evaluate(
             posterior,
             self.held_out,
             ood=self.ood,
             members=self._members if "membership" in aspects else None,
-            certifying=_clean(splits.train) if "certificates" in aspects and certifies else None,
+            certifying=_clean(splits.train) if certifies else None,
             attacks=aspects.options["attacks"] if attacked else None,
-            surrogate=self.surrogate() if attacked else None,
-            corruptions=aspects.options["corruptions"] if self._corruptible else None,
+            surrogate=None if surrogate is posterior else surrogate,
+            corruptions=aspects.options["corruptions"] if corrupted else None,
             num_samples=self.num_samples,
             target_scale=splits.target_scale,
             on_batch=self.on_batch,
@@ -71,10 +80,11 @@ class Judge:
         train = _clean(self.splits.train)
         return subset(train, evenly(len(train), min(len(train), len(self.held_out))))
 
-    @property
-    def _corruptible(self) -> bool:
-        right = self.splits.task == "classification" and self.splits.is_image
-        return right and "corruptions" in self.aspects
+    def _applies(self, aspect: str, applies: bool, otherwise: str) -> bool:
+        """Whether it is asked for and can be measured here; if not, that is told."""
+        if aspect in self.aspects and not applies:
+            self.tell(f"{aspect}: left out, {otherwise}.")
+        return aspect in self.aspects and applies
 
     def _far_away(self, posterior: Posterior) -> Findings:
         from bayesify.evaluation.far_away import overconfidence
@@ -84,7 +94,7 @@ class Judge:
         try:
             return overconfidence(posterior, self.held_out, num_samples=self.num_samples)
         except UnsupportedModelError as error:
-            self.tell(f"far-away is left out: {error}")
+            self.tell(f"far-away: left out, {error}")
             return Findings()
 
     def shadowed(

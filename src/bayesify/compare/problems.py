@@ -17,6 +17,7 @@ from bayesify.data.parts import VALIDATION_SHARE, Examples, Splits
 from bayesify.data.sources import SOURCES, find_path
 from bayesify.errors import OptionError
 from bayesify.loading import evenly, subset
+from bayesify.methods.base import Certifiable, Method
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,7 @@ def arenas(suite: Suite) -> list[Arena]:
         for model in suite.models:
             build(suite, folds[0], model, seed=suite.seeds[0])
         for entry in suite.methods:
+            check_certifiable(entry.method, suite.weights)
             typed(folds[0].splits.task, entry.likelihood)
         ready += folds
     return ready
@@ -107,6 +109,19 @@ def cells(suite: Suite, arena: Arena) -> Iterator[Cell]:
             ]
             order = list(dict.fromkeys(cell.fit_identity for cell in row))
             yield from sorted(row, key=lambda cell: order.index(cell.fit_identity))
+
+
+def check_certifiable(method: Method, weights: str | None) -> None:
+    """Refuse to certify a network that comes with weights, which may have seen all data.
+
+    Raises:
+        OptionError: both are asked for.
+    """
+    if weights is not None and isinstance(method, Certifiable) and method.certify_split:
+        raise OptionError(
+            f"certify_split={method.certify_split} with weights {weights}: expected one of them, "
+            f"as nobody knows what data the weights have seen; leave one out."
+        )
 
 
 def usable_device(name: str | None) -> str:

@@ -203,9 +203,9 @@ def read(path: str | Path, **overrides: Any) -> Suite:
     for key in table:
         if key not in known:
             raise OptionError(
-                f"{path}: unknown key {key!r}; expected {', '.join(known)}, [[method]] or "
-                f"[[literature]]"
-                f"{near(key, known)}"
+                f"{path}: unknown key {key!r}; expected {', '.join(known)}, evaluate, [[method]], "
+                f"[[literature]] or a table of an aspect ({', '.join(ASPECTS)})"
+                f"{near(key, (*known, 'evaluate', *ASPECTS))}"
             )
     given = {key: _field(f"{path}: {key}", key, value) for key, value in table.items()}
     if methods is not None:

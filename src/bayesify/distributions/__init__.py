@@ -4,6 +4,7 @@
 """
 
 from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.low_rank_normal import LowRankNormal
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
@@ -11,6 +12,7 @@ from bayesify.distributions.particles import Particles
 from bayesify.distributions.shared_normal import SharedNormal
 
 DISTRIBUTIONS: dict[str, type[WeightDistribution]] = {
+    "LowRankNormal": LowRankNormal,
     "LowRankParticles": LowRankParticles,
     "MatrixNormal": MatrixNormal,
     "MeanField": MeanField,

@@ -37,6 +37,19 @@ def kl_divergence(q: WeightDistribution, prior: Prior) -> Float[Tensor, ""]:
     return CLOSED_FORMS[pair](q, prior)
 
 
+def has_density(q: WeightDistribution) -> bool:
+    """Whether q has a density over all weights it covers, so that its divergences are finite.
+
+    Weights that share a random number, and weights that do not vary, have none; what
+    `kl_divergence` gives for them regularises a fit, but is no divergence in the strict sense.
+    """
+    if isinstance(q, SharedNormal):
+        return not q.is_shared and q.law != "fixed"
+    if isinstance(q, MatrixNormal):
+        return not (q.points.named() or q.statistics.named())
+    return True
+
+
 def _mean_field_normal(q: MeanField, prior: NormalPrior) -> Tensor:
     """sum_j ln(s0/s) + (s^2 + (m - m0)^2) / (2 s0^2) - 1/2."""
     scale = q.scale

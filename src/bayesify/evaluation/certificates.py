@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from bayesify.batches import split_batch, to_device
-from bayesify.certifying import CertifyingPart, count
-from bayesify.distributions.kl import kl_divergence
-from bayesify.errors import DataError, OptionError
+from bayesify.certifying import CertifyingPart, count, in_order
+from bayesify.distributions.kl import has_density, kl_divergence
+from bayesify.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.evaluation.findings import Findings
 from bayesify.likelihoods import Categorical
 from bayesify.loading import Data, as_loader, subset
@@ -34,9 +34,6 @@ from bayesify.numerics.pac_bayes import (
 from bayesify.posterior import WeightPosterior
 from bayesify.priors import Prior
 
-LAMBDAS = tuple(0.1 * 1.25**power for power in range(24))
-"""Of Catoni's bound, fixed before any data are seen; the union over them is paid for."""
-
 
 @dataclass(frozen=True)
 class Certificate:
@@ -47,7 +44,7 @@ class Certificate:
         mcallester: McAllester's; never below `bound`.
         catoni: Catoni's, with a union over a fixed grid of lambda.
         sampled_risk: Share of wrong top classes over weight samples and certifying examples.
-        gibbs_risk: What bounds the expectation of `sampled_risk` over weight samples from above.
+        gibbs_bound: What bounds the expectation of `sampled_risk` over weight samples from above.
         kl: KL(Q || P), nats.
         examples: n.
         num_samples: m, weight samples.
@@ -58,7 +55,7 @@ class Certificate:
     mcallester: float
     catoni: float
     sampled_risk: float
-    gibbs_risk: float
+    gibbs_bound: float
     kl: float
     examples: int
     num_samples: int
@@ -79,10 +76,10 @@ class Certificate:
 
     def __str__(self) -> str:
         return (
-            f"With probability {1 - self.delta:g} a random network of the posterior is wrong in at "
-            f"most {100 * self.bound:.1f} % of cases (seen: {100 * self.sampled_risk:.1f} % of "
-            f"{self.examples} examples; KL {self.kl:.1f} nats; McAllester "
-            f"{100 * self.mcallester:.1f} %, Catoni {100 * self.catoni:.1f} %)."
+            f"With probability {1 - self.delta:g} the networks of the posterior are wrong, on "
+            f"average over them, in at most {100 * self.bound:.1f} % of cases (seen: "
+            f"{100 * self.sampled_risk:.1f} % of {self.examples} examples; KL {self.kl:.1f} nats; "
+            f"McAllester {100 * self.mcallester:.1f} %, Catoni {100 * self.catoni:.1f} %)."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -135,8 +132,8 @@ def certify(
     if not 0 < delta < 1:
         raise OptionError(f"delta={delta}: expected a probability between 0 and 1, such as 0.05.")
     for name, value in (("num_samples", num_samples), ("examples_per_sample", examples_per_sample)):
-        if value < 1:
-            raise OptionError(f"{name}={value}: expected at least 1.")
+        if type(value) is not int or value < 1:
+            raise OptionError(f"{name}={value}: expected a whole number, at least 1.")
     if not isinstance(posterior, WeightPosterior):
         raise OptionError(
             f"certify: expected a posterior over weights, got {type(posterior).__name__}."
@@ -146,13 +143,19 @@ def certify(
             f"certify bounds the share of wrong classes: expected a categorical likelihood, got "
             f"{type(posterior.likelihood).__name__}."
         )
-    seen_by_q_alone = _certifying(posterior, data, prior, held_out)
+    seen_by_q_alone = _certifying(posterior, in_order(data), prior, held_out)
     prior = posterior.prior if prior is None else prior
     if prior is None:
         raise OptionError(
             "certify: expected a posterior that knows its prior, got none; fit with "
-            "certify_split=0.5, or pass held_out=True and prior=, which must be independent of "
-            "the data."
+            "certify_split=0.5 (what is rescaled, recalibrated or replaced afterwards has lost its "
+            "prior), or pass held_out=True and prior=, which must be independent of the data."
+        )
+    if not has_density(posterior.q):
+        raise UnsupportedModelError(
+            f"certify: expected a {type(posterior.q).__name__} with a density over all of its "
+            f"weights, got one with weights that are shared or fixed, whose divergence from any "
+            f"prior with a density is infinite."
         )
     with torch.no_grad():
         kl = kl_divergence(posterior.q, prior).item()
@@ -168,9 +171,9 @@ def certify(
     return Certificate(
         bound=seeger_bound(gibbs, kl, examples, delta / 2),
         mcallester=mcallester_bound(gibbs, kl, examples, delta / 2),
-        catoni=catoni_grid_bound(gibbs, kl, examples, delta / 2, lams=LAMBDAS),
+        catoni=catoni_grid_bound(gibbs, kl, examples, delta / 2),
         sampled_risk=risk,
-        gibbs_risk=gibbs,
+        gibbs_bound=gibbs,
         kl=kl,
         examples=examples,
         num_samples=num_samples,

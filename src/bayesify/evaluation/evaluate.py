@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
 from bayesify.data.parts import Examples, Normalise, is_image_shape
 from bayesify.errors import ShapeError, UnsupportedModelError
 from bayesify.evaluation.attacks import InputBox
 from bayesify.evaluation.calibration import reliability
-from bayesify.evaluation.certificates import certify
+from bayesify.evaluation.certificates import certify, sampled_risk
 from bayesify.evaluation.far_away import overconfidence
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.membership import membership
@@ -123,7 +124,8 @@ def evaluate(
         corruptions: Corruptions of images to withstand, such as `Corruptions()`: see `shift`.
         far_away: Whether to follow the confidence far away from the data: see `overconfidence`.
         normalise: From images in [0, 1] to what the model sees, for attacks and corruptions; None:
-            that of `data` where they are `bayesify.data.Examples`, else images are in [0, 1].
+            that of `data` where these are `bayesify.data.Examples`, also inside a loader. For
+            other data eps is in units of what the model sees, and images must be in [0, 1].
         num_samples: Weight samples S.
         batch_size: For data that is no loader; the results do not depend on it.
         chunk_size: Weight samples evaluated at once; None: the posterior decides.
@@ -166,6 +168,10 @@ def evaluate(
         )
     if certifying is not None:
         found |= certify(_over_weights(posterior), certifying).findings()
+        risk = sampled_risk(
+            _over_weights(posterior), data, examples_per_sample=100, batch_size=batch_size
+        )
+        found |= Findings({"gibbs_test_risk": risk})
     if far_away:
         found |= overconfidence(_over_weights(posterior), data, num_samples=num_samples)
     return Evaluation(found.metrics, found.curves, predictions)
@@ -186,6 +192,8 @@ def _normalise_of(data: Data, given: Normalise | None) -> Normalise | None:
     """What images went through; None for other inputs, whose range nobody knows."""
     if given is not None:
         return given
+    while isinstance(data, DataLoader | Subset):
+        data = data.dataset
     if isinstance(data, Examples) and is_image_shape(data.x.shape[1:]):
         return data.normalise
     return None

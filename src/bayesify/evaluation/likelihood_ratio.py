@@ -23,7 +23,6 @@ import math
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
-from torch.nn import functional as F
 
 from bayesify.batches import split_batch, to_device
 from bayesify.errors import DataError, OptionError, ShapeError
@@ -32,7 +31,7 @@ from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.membership import attack_auc, rounded_curve, spaced_rates, tprs_at
 from bayesify.evaluation.predictions import Predicts
 from bayesify.loading import Data, as_loader
-from bayesify.predictive import ClassPredictive, Predictive, mixture_log_prob
+from bayesify.predictive import ClassPredictive, Predictive
 
 OWN_VARIANCE_FROM = 64
 """Shadows from which on every example has variances of its own."""
@@ -83,10 +82,8 @@ def true_class_logit(
             f"`membership`, which takes every task."
         )
     logits = predictive.logits.detach().cpu().double()
-    pooled = mixture_log_prob(F.log_softmax(logits, 2)) / predictive.logit_temperature
-    true = target.detach().cpu().long().unsqueeze(1)
-    others = pooled.scatter(1, true, -torch.inf).logsumexp(1)
-    return pooled.gather(1, true).squeeze(1) - others
+    precise = ClassPredictive(logits, predictive.logit_temperature)
+    return precise.log_odds(target.detach().cpu())
 
 
 def true_class_logits(

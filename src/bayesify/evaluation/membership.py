@@ -57,8 +57,9 @@ def membership(
     The larger set is cut to the size of the smaller one, by examples spread evenly over it. The
     area does not need that, but then a coin could have decided who is a member (the game in which
     the sources define the attack), and both rates are as sure as each other. Rates below one over
-    that size cannot be seen: bring 1,000 of each for the rate at 0.1 %. Every position of an
-    image-like output counts as an example, and standard errors take examples for independent.
+    that size cannot be seen and are left out: bring 1,000 of each for the rate at 0.1 %. Every
+    position of an image-like output counts as an example, and standard errors take examples for
+    independent.
 
     Args:
         posterior: What is attacked.
@@ -115,6 +116,8 @@ def membership(
         "membership_auc_se": attack_auc_se(*loss),
     }
     for percent, fpr in (("1", 0.01), ("01", 0.001)):
+        if size * fpr < 1:
+            continue  # not one false alarm is allowed: another rate than the one asked for
         rate = tpr_at(*loss, fpr)
         metrics[f"membership_tpr{percent}"] = rate
         metrics[f"membership_tpr{percent}_se"] = tpr_se(rate, size)

@@ -96,8 +96,8 @@ def shadow_attack(
     Returns:
         Metrics "lira_auc", "lira_tpr1" and "lira_tpr01" (true-positive rates at false-positive
         rates of 1 % and 0.1 %): means over targets, each with "..._se", the standard error over
-        targets, which shares shadows between them and so is a little small. The curve "lira":
-        mean "tpr" at each "fpr", and the number of "shadows" and "examples".
+        targets, which share shadows and examples, so that it is too small, by up to a third. The
+        curve "lira": mean "tpr" at each "fpr", and the number of "shadows" and "examples".
 
     Raises:
         OptionError, DataError, ShapeError: before anything is fitted.

@@ -7,9 +7,11 @@ from bayesify.methods.diagonal_laplace import DiagonalLaplace
 from bayesify.methods.ensemble import Ensemble
 from bayesify.methods.fine_tuned_ensemble import FineTunedEnsemble
 from bayesify.methods.map import MAP
+from bayesify.methods.mc_dropout import MCDropout
 from bayesify.methods.mean_field_vi import MeanFieldVI
 from bayesify.methods.stf import STF
 from bayesify.methods.svgd import SVGD
+from bayesify.methods.swag import SWAG
 from bayesify.methods.weight_sharing import WeightSharing
 
 METHODS: dict[str, type[Method]] = {
@@ -17,7 +19,9 @@ METHODS: dict[str, type[Method]] = {
     "ensemble": Ensemble,
     "mean-field-vi": MeanFieldVI,
     "stf": STF,
+    "mc-dropout": MCDropout,
     "diagonal-laplace": DiagonalLaplace,
+    "swag": SWAG,
     "bali": BALI,
     "bella": Bella,
     "svgd": SVGD,

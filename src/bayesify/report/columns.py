@@ -127,7 +127,11 @@ _ATTACKS = {
 
 ATTACKS: dict[str, Column] = {
     "attack_eps": Column(
-        "Eps", "budget", None, "largest size of the attacks, in the units of the raw input"
+        "Eps",
+        "budget",
+        None,
+        "largest size of the attacks, of pixels in [0, 1]; where inputs are no images, in units of "
+        "what the model sees",
     ),
     **{
         f"{attack}_{name}": Column(f"{title} {short}", kind, best, f"{what} {how}, at that size")
@@ -250,9 +254,6 @@ COST: dict[str, Column] = {
         None,
         "peak while fitting: of the accelerator's allocator, or on a CPU the growth of the process",
     ),
-    "prediction_memory_bytes": Column(
-        "PredMem", "bytes", None, "the same peak while predicting one batch"
-    ),
     "fit_seconds": Column("Fit", "seconds", LESS, "wall-clock time of the whole fit"),
     "seconds_per_epoch": Column("Epoch", "seconds", LESS, "wall-clock time of one epoch"),
     "seconds_per_step": Column("Step", "seconds", LESS, "wall-clock time of one training step"),
@@ -299,7 +300,7 @@ BRIEF: dict[str, tuple[str, ...]] = {
         *("coverage90", "ood_auroc", "ood_fpr95"),
     ),
     "robustness and privacy": (
-        *("pgd_accuracy", "corrupted_nll", "membership_auc", "certificate"),
+        *("pgd_accuracy", "corrupted_nll", "membership_auc", "lira_auc", "certificate"),
     ),
     "cost": (
         *("trainable_parameters", "stored_parameters", "disk_bytes", "peak_memory_bytes"),

@@ -165,9 +165,10 @@ def over_folds(values: Iterable[tuple[int | None, float | None]]) -> Estimate | 
 def groups(records: Iterable[Record]) -> list[Group]:
     """Records by data, model, split and OOD data, in the order they first occur.
 
-    A cell that was run twice counts once, the later run. A method that occurs with several sets of
-    options gets a row for each: `stf`, `stf #2`, ... Published numbers stand in all groups of a
-    test part of their data; of two with one name the later counts.
+    A cell that was run twice counts once, the later run, with what only the earlier one has
+    measured. A method that occurs with several sets of options gets a row for each: `stf`,
+    `stf #2`, ... Published numbers stand in all groups of a test part of their data; of two with
+    one name the later counts.
     """
     cells: dict[tuple[str, ...], dict[tuple[str, str], dict[tuple[int, int], Record]]] = {}
     tasks: dict[tuple[str, ...], str] = {}
@@ -178,11 +179,12 @@ def groups(records: Iterable[Record]) -> list[Group]:
             beside[record["literature"]] = _published(record)
             continue
         key = (record["data"], record["model"], record["split"], record.get("ood") or "")
-        options = json.dumps([record.get("options"), record.get("setup")], sort_keys=True)
+        options = json.dumps([record.get("options"), _setup(record)], sort_keys=True)
         tasks.setdefault(key, record["task"])
         runs = cells.setdefault(key, {}).setdefault((record["method"], options), {})
         fold = record.get("fold")
-        runs[-1 if fold is None else fold, record["seed"]] = record
+        place = -1 if fold is None else fold, record["seed"]
+        runs[place] = _joined(runs[place], record) if place in runs else record
     return [
         Group(
             *key[:3],
@@ -193,6 +195,21 @@ def groups(records: Iterable[Record]) -> list[Group]:
         )
         for key, cell in cells.items()
     ]
+
+
+def _setup(record: Record) -> dict[str, object]:
+    """What decides the fit and its predictions; not what else was measured."""
+    setup = record.get("setup") or {}
+    return {name: each for name, each in setup.items() if name != "evaluate"}
+
+
+def _joined(earlier: Record, later: Record) -> Record:
+    """The later record, with metrics and curves of aspects that only the earlier one measured."""
+    parts = {
+        name: {**(earlier.get(name) or {}), **(later.get(name) or {})}
+        for name in ("metrics", "curves")
+    }
+    return {**later, **parts}
 
 
 def _published(record: Record) -> Published:

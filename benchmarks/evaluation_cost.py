@@ -1,0 +1,69 @@
+"""What a full evaluation costs: a Bayesian ResNet-20 on 1,017 CIFAR-10 images.
+
+    python benchmarks/evaluation_cost.py --images cifar10_prefix.npz --weights FILE.safetensors
+
+STF's posterior around a published network (scales of .05 of the layer's root mean square, as at
+the start of its training: what is learnt does not change the price), S = 16. Seconds and FLOPs of
+each part; attacks on all images at one radius, corruptions of 100 images by all families.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import bayesify
+
+NUM_SAMPLES, PIXEL = 16, 1 / 255
+
+
+def main() -> None:
+    """Measure each part, print a table, and write JSON where asked."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    splits = bayesify.data.splits(asked.images)
+    net = bayesify.models.build("resnet20", splits.input_shape, splits.num_outputs, seed=0)
+    bayesify.models.load_weights(net, asked.weights)
+    q = bayesify.MeanField.around(net, where=bayesify.first_layer, scale=0.05, relative=True)
+    posterior = bayesify.WeightPosterior(
+        net.eval().requires_grad_(False), q, bayesify.Categorical()
+    )
+    q.requires_grad_(False)
+    attacks = bayesify.Attacks(eps=(8 * PIXEL,), examples=None)
+    parts = {
+        "quality and foreign data": {"ood": bayesify.data.ood("photos", splits)},
+        "membership": {"members": splits.train},
+        "corruptions of 100": {"corruptions": bayesify.Corruptions(examples=100)},
+        "FGSM, PGD-10 with 20 samples": {"attacks": attacks},
+        "far away": {"far_away": True},
+    }
+    found: dict[str, dict[str, float]] = {}
+    for name, options in parts.items():
+        start = time.perf_counter(), time.process_time()
+        with FlopCounterMode(display=False) as counter:
+            result = bayesify.evaluate(posterior, splits.test, num_samples=NUM_SAMPLES, **options)
+        found[name] = {
+            "seconds": time.perf_counter() - start[0],
+            "cpu_seconds": time.process_time() - start[1],
+            "teraflops": counter.get_total_flops() / 1e12,
+        }
+        print(name, {key: round(value, 1) for key, value in found[name].items()}, flush=True)
+        print({key: round(value, 4) for key, value in result.metrics.items()}, flush=True)
+    total = {key: sum(each[key] for each in found.values()) for key in next(iter(found.values()))}
+    print("in all", {key: round(value, 1) for key, value in total.items()})
+    if asked.json:
+        asked.json.write_text(
+            json.dumps({"threads": asked.threads, **found, "in all": total}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()
