@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import bayesify
+from bayesify.cost import FlopCounter
 
 NUM_SAMPLES, PIXEL = 16, 1 / 255
 
@@ -48,12 +48,12 @@ def main() -> None:
     found: dict[str, dict[str, float]] = {}
     for name, options in parts.items():
         start = time.perf_counter(), time.process_time()
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             result = bayesify.evaluate(posterior, splits.test, num_samples=NUM_SAMPLES, **options)
         found[name] = {
             "seconds": time.perf_counter() - start[0],
             "cpu_seconds": time.process_time() - start[1],
-            "teraflops": counter.get_total_flops() / 1e12,
+            "teraflops": counter.total / 1e12,
         }
         print(name, {key: round(value, 1) for key, value in found[name].items()}, flush=True)
         print({key: round(value, 4) for key, value in result.metrics.items()}, flush=True)

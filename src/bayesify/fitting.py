@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bayesify.batches import first_example, split_batch, to_device
 from bayesify.callbacks import Callback
 from bayesify.certifying import CertifyingPart, cut
 from bayesify.checks import check_data, check_held_out
-from bayesify.cost import CostMeter
+from bayesify.cost import CostMeter, FlopCounter
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.forward import can_vectorize, read_tensor
 from bayesify.likelihoods import Likelihood, resolve
@@ -239,9 +238,9 @@ def _train(
                 logs = []
                 for inputs, target in problem.batches():
                     if flops is None:
-                        with FlopCounterMode(display=False) as counter:
+                        with FlopCounter() as counter:
                             logs.append(run.step(inputs, target))
-                        flops = counter.get_total_flops()
+                        flops = counter.total
                     else:
                         logs.append(run.step(inputs, target))
                     for callback in callbacks:

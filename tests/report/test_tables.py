@@ -187,7 +187,7 @@ def test_robustness_and_privacy_have_a_terminal_table_of_their_own():
     quality, trust, price = terminal_tables(group, 110)
     titles = [[str(column.header) for column in each.columns] for each in (quality, trust, price)]
     assert titles[0][1] == "Acc %↑"
-    assert titles[1] == ["Method", "PGD %↑", "Corr NLL↓", "MIA AUC", "Bound %↓"]
+    assert titles[1] == ["Method", "PGD %↑", "Corr NLL↓", "MIA AUC", "LiRA AUC", "Bound %↓"]
     assert titles[2][1] == "Trained↓"
 
 

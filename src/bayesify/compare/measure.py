@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from bayesify.cost import FlopCounter
 from bayesify.errors import BayesifyError, UnsupportedModelError
 from bayesify.fitting import fit
 from bayesify.likelihoods import Likelihood
@@ -60,9 +60,9 @@ def cost(
 def flops(posterior: Posterior, example: Tensor, *, num_samples: int) -> int:
     """Floating-point operations of a prediction, as torch counts them: two a multiply-add."""
     posterior.predict(example, num_samples=num_samples)  # what is found out once is not counted
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         posterior.predict(example, num_samples=num_samples)
-    return counter.get_total_flops()
+    return counter.total
 
 
 def samples_used(posterior: Posterior, example: Tensor, *, num_samples: int) -> int:

@@ -105,9 +105,10 @@ def far_away_limit(
         >>> from torch import nn
         >>> from bayesify.distributions import MeanField
         >>> net = nn.Linear(2, 2)
+        >>> _ = nn.init.eye_(net.weight)  # class 0 grows along the first axis, class 1 does not
         >>> posterior = WeightPosterior(net, MeanField.around(net, scale=1e-3), Categorical())
-        >>> far_away_limit(posterior, torch.ones(1, 2)).amax(1)
-        tensor([1.], dtype=torch.float64)
+        >>> far_away_limit(posterior, torch.tensor([[1.0, 0.0]]))
+        tensor([[1., 0.]], dtype=torch.float64)
     """
     wide, directions = _in_double(posterior), _checked(directions)
     value, rise = _final_lines(wide, directions, num_samples)
