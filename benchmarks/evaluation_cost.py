@@ -16,6 +16,7 @@ import torch
 
 import bayesify
 from bayesify.cost import FlopCounter
+from bayesify.loading import evenly, subset
 
 NUM_SAMPLES, PIXEL = 16, 1 / 255
 
@@ -37,10 +38,11 @@ def main() -> None:
         net.eval().requires_grad_(False), q, bayesify.Categorical()
     )
     q.requires_grad_(False)
+    members = subset(splits.train, evenly(len(splits.train), len(splits.test)))
     attacks = bayesify.Attacks(eps=(8 * PIXEL,), examples=None)
     parts = {
         "quality and foreign data": {"ood": bayesify.data.ood("photos", splits)},
-        "membership": {"members": splits.train},
+        "membership": {"members": members},
         "corruptions of 100": {"corruptions": bayesify.Corruptions(examples=100)},
         "FGSM, PGD-10 with 20 samples": {"attacks": attacks},
         "far away": {"far_away": True},
