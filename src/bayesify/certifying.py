@@ -10,7 +10,7 @@ Which examples these were is decided by the seed, and is remembered with a diges
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
@@ -21,6 +21,7 @@ from bayesify.batches import split_batch, tensors_of
 from bayesify.data.parts import Examples
 from bayesify.errors import DataError, OptionError
 from bayesify.loading import Data, as_loader, check_plain, subset
+from bayesify.weights.named import raw_bytes
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def digest(data: Data) -> str:
         tensors = [*tensors_of(inputs), target]
         hashes = hashes or [hashlib.sha256() for _ in tensors]
         for each, tensor in zip(hashes, tensors, strict=True):
-            each.update(_bytes(tensor))
+            each.update(raw_bytes(tensor))
     return hashlib.sha256(b"".join(each.digest() for each in hashes)).hexdigest()
 
 
@@ -117,7 +118,7 @@ def in_order(data: Data) -> Data:
         DataError: a loader that leaves examples out, or takes some twice.
     """
     if isinstance(data, Examples):
-        return replace(data, augment=None)
+        return data.plain()
     if not isinstance(data, DataLoader):
         return data
     check_plain(data)
@@ -134,8 +135,3 @@ def _indices(length: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
     kept = round(share * length)
     return order[kept:].sort().values, order[:kept].sort().values
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    plain = tensor.detach().cpu().contiguous()
-    return plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b""

@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from bayesify.batches import batch_size, to_device
 from bayesify.checkpointing import no_checkpointing
 from bayesify.distributions.particles import Particles
-from bayesify.errors import OptionError, UnsupportedModelError
+from bayesify.errors import UnsupportedModelError
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Likelihood
 from bayesify.modes import attention_for_vmap, evaluating
-from bayesify.posterior import FitRecord, Posterior, WeightPosterior
+from bayesify.posterior import FitRecord, Posterior, WeightPosterior, check_samples
 from bayesify.types import Inputs, Named, Readout
 from bayesify.weights.named import assign_, buffers_of, copied, count, weights_of
 from bayesify.weights.trace import call
@@ -223,9 +223,7 @@ class DropoutPosterior(Posterior):
             UnsupportedModelError: the model calls none of its dropout layers, or one of them with
                 something else than the batch as the first axis, or is checkpointed.
         """
-        for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
-            if value is not None and value < 1:
-                raise OptionError(f"{name}={value}: expected at least 1.")
+        check_samples(num_samples, chunk_size)
         generator = generator or torch.Generator().manual_seed(0)
         x = to_device(x, self.device)
         masks, passes = _Masks(self.model, batch_size(x)), []

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -33,7 +32,7 @@ from bayesify.likelihoods import LIKELIHOODS
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
 from bayesify.priors import NormalPrior
 from bayesify.types import Named, Readout
-from bayesify.weights.named import assign_, buffers_of, weights_of
+from bayesify.weights.named import assign_, buffers_of, digest, weights_of
 
 FORMAT = "bayesify posterior"
 FORMAT_VERSION = 2
@@ -149,7 +148,7 @@ def _rebuilt(
     if prior := manifest.get("prior"):
         posterior.prior = NormalPrior(prior["scale"], loc=parts["prior"]).to(device)
     assign_(model, parts["base"])
-    if _digest(posterior.base()) != manifest["base_sha256"]:
+    if digest(posterior.base()) != manifest["base_sha256"]:
         raise LoadError(
             f"{folder} holds no base weights (saved with base=False), and those of the given "
             f"{type(model).__name__} are not the ones it was fitted around; load these first."
@@ -248,7 +247,7 @@ def _manifest(
             "class": type(posterior.model).__name__,
             "tensors": _layout({n: e for n, e in tensors.items() if n not in elsewhere}),
         },
-        "base_sha256": _digest(posterior.base()),
+        "base_sha256": digest(posterior.base()),
         "record": record.to_json() if record else None,
         "prior": {"scale": prior.scale} if (prior := _prior_to_save(posterior)) else None,
         "notes": notes,
@@ -305,15 +304,6 @@ def _read_part(folder: Path, part: str, manifest: dict[str, Any]) -> Named:
 def _file_digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _digest(named: Named) -> str:
-    digest = hashlib.sha256()
-    for name, each in sorted(named.items()):
-        digest.update(name.encode())
-        plain = each.detach().cpu().contiguous().flatten()
-        digest.update(plain.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
-    return digest.hexdigest()
 
 
 @contextmanager

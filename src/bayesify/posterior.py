@@ -142,6 +142,13 @@ class Posterior(ABC):
             return self.likelihood.predictive(raw)
 
 
+def check_samples(num_samples: int, chunk_size: int | None) -> None:
+    """Raise `OptionError` unless there is at least one sample, and one at a time."""
+    for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
+        if value is not None and value < 1:
+            raise OptionError(f"{name}={value}: expected at least 1.")
+
+
 class WeightPosterior(Posterior):
     """A distribution over weights, put into a model that is not changed by it.
 
@@ -200,9 +207,7 @@ class WeightPosterior(Posterior):
         chunk_size: int | None = None,
     ) -> Tensor:
         """See `Posterior.outputs`."""
-        for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
-            if value is not None and value < 1:
-                raise OptionError(f"{name}={value}: expected at least 1.")
+        check_samples(num_samples, chunk_size)
         x = to_device(x, self.device)
         chunk_size = chunk_size or self._chunk_size(x)
         with evaluating(self.model):

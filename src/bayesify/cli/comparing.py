@@ -81,11 +81,8 @@ def config(suite: Suite) -> dict[str, Any]:
 
 
 def _suite(given: dict[str, Any], file: str | None, command: str) -> Suite:
-    settings, of_aspects = settings_of(given.pop("set") or [])
-    names = given.pop("methods")
-    asked, samples = given.pop("evaluate"), given.pop("gradient_samples")
-    if samples is not None:
-        of_aspects.setdefault("attacks", {})["gradient_samples"] = samples
+    settings, of_aspects = settings_of(given.pop("set") or [], given.pop("gradient_samples"))
+    names, asked = given.pop("methods"), given.pop("evaluate")
     fields = {name: value for name, value in given.items() if value is not None}
     for name in ("data", "models"):
         if name in fields:
@@ -104,8 +101,13 @@ def _suite(given: dict[str, Any], file: str | None, command: str) -> Suite:
     return replace(suite, aspects=aspects)
 
 
-def settings_of(texts: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """`stf.temperature=0.1` as options by method, and `attacks.steps=20` as options by aspect."""
+def settings_of(
+    texts: list[str], gradient_samples: int | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """`stf.temperature=0.1` as options by method, and `attacks.steps=20` as options by aspect.
+
+    `--gradient-samples N` is short for `--set attacks.gradient_samples=N`.
+    """
     of_methods: dict[str, dict[str, Any]] = {}
     of_aspects: dict[str, dict[str, Any]] = {}
     for key, value in assignments(texts).items():
@@ -118,6 +120,8 @@ def settings_of(texts: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, 
                 f"{near(name, (*METHODS, *ASPECTS))}"
             )
         (of_aspects if name in ASPECTS else of_methods).setdefault(name, {})[option] = value
+    if gradient_samples is not None:
+        of_aspects.setdefault("attacks", {})["gradient_samples"] = gradient_samples
     return of_methods, of_aspects
 
 

@@ -106,14 +106,12 @@ def evaluate(
 
 
 def _aspects(asked: str | None, gradient_samples: int | None, texts: list[str]) -> Aspects:
-    of_methods, settings = settings_of(texts)
+    of_methods, settings = settings_of(texts, gradient_samples)
     if of_methods:
         raise OptionError(
             f"--set {next(iter(of_methods))}: a saved posterior has the options of its fit; "
             f"expected options of what is measured, such as attacks.steps=20."
         )
-    if gradient_samples is not None:
-        settings.setdefault("attacks", {})["gradient_samples"] = gradient_samples
     chosen = Aspects().changed(listed(asked or ""), settings)
     if "shadows" in chosen:
         raise OptionError(

@@ -1,7 +1,7 @@
 """All that a comparison measures of one fitted posterior on held-out data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Judge:
             self.held_out,
             ood=self.ood,
             members=self._members if "membership" in aspects else None,
-            certifying=_clean(splits.train) if certifies else None,
+            certifying=splits.train.plain() if certifies else None,
             attacks=aspects.options["attacks"] if attacked else None,
             surrogate=None if surrogate is posterior else surrogate,
             corruptions=aspects.options["corruptions"] if corrupted else None,
@@ -77,7 +77,7 @@ class Judge:
     @property
     def _members(self) -> Data:
         """As many training examples as there are others: more would be predicted in vain."""
-        train = _clean(self.splits.train)
+        train = self.splits.train.plain()
         return subset(train, evenly(len(train), min(len(train), len(self.held_out))))
 
     def _applies(self, aspect: str, applies: bool, otherwise: str) -> bool:
@@ -116,7 +116,7 @@ class Judge:
         return shadow_attack(
             build,
             method,
-            _clean(self.splits.train),
+            self.splits.train.plain(),
             shadows=options,
             likelihood=likelihood,
             batch_size=batch_size,
@@ -125,8 +125,3 @@ class Judge:
             out=out,
             on_fit=lambda number: self.tell(f"shadow {number + 1} of {options.count} is fitted"),
         )
-
-
-def _clean(examples: Examples) -> Examples:
-    """Without augmentation."""
-    return replace(examples, augment=None)

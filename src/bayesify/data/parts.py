@@ -5,7 +5,7 @@ batch at once.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Optional
 
 import torch
@@ -79,6 +79,10 @@ class Examples(Dataset[tuple[Tensor, Tensor]]):
         """Several examples at once; torch's DataLoader asks for a batch this way."""
         x, y = self.batch(torch.as_tensor(indices))
         return list(zip(x, y, strict=True))
+
+    def plain(self) -> "Examples":
+        """The same examples without augmentation."""
+        return replace(self, augment=None)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The examples `indices` (B,), stacked: x (B, ...) and y (B, ...)."""

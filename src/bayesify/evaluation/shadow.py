@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from bayesify.batches import split_batch, tensors_of
+from bayesify.certifying import count
 from bayesify.data.parts import Examples
 from bayesify.errors import DataError, LoadError, OptionError, ShapeError, UnsupportedModelError
 from bayesify.evaluation.findings import Findings
@@ -34,6 +35,7 @@ from bayesify.loading import as_loader, evenly, subset
 from bayesify.methods.base import Method
 from bayesify.options import check_options, option, to_json
 from bayesify.predictive import ClassPredictive
+from bayesify.weights.named import buffers_of, digest, raw_bytes, weights_of
 
 Build = Callable[[int], nn.Module]
 """Builds the network from a seed."""
@@ -120,9 +122,10 @@ def shadow_attack(
         )
     pool = _pool(data, shadows.examples)
     generator = torch.Generator().manual_seed(shadows.seed)
-    inside = balanced_halves(_length(pool), shadows.count, generator)
+    inside = balanced_halves(count(pool), shadows.count, generator)
     seeds = torch.randint(2**31, (shadows.count,), generator=generator).tolist()
-    unchanged = replace(pool, augment=None) if isinstance(pool, Examples) else pool
+    unchanged = pool.plain() if isinstance(pool, Examples) else pool
+    first = _network(model, seeds[0])
     settings = {
         "method": to_json(method),
         "shadows": [shadows.count, shadows.seed],
@@ -130,7 +133,7 @@ def shadow_attack(
         "batch_size": batch_size,
         "num_samples": num_samples,
         "data": _content(unchanged),
-        "weights": _weights(_network(model, seeds[0])),
+        "weights": digest(weights_of(first) | buffers_of(first)),
     }
     shelf = None if out is None else _Shelf(Path(out), _digest(json.dumps(settings).encode()))
     phi = {} if shelf is None else shelf.read(shadows.count, inside.shape[1])
@@ -206,17 +209,13 @@ def _pool(data: Any, examples: int | None) -> Dataset[Any]:
             "a DataLoader; give its data set."
         )
     pool = as_loader(data, batch_size=1, shuffle=False).dataset
-    total = _length(pool)
+    total = count(pool)
     if total < max(examples or 0, 10):
         raise DataError(
             f"data: expected at least {max(examples or 0, 10)} examples, got {total}; lower "
             f"Shadows.examples or bring more."
         )
     return pool if examples is None else cast(Dataset[Any], subset(pool, evenly(total, examples)))
-
-
-def _length(pool: Dataset[Any]) -> int:
-    return len(pool)  # type: ignore[arg-type]
 
 
 def _network(model: Any, seed: int) -> nn.Module:
@@ -252,19 +251,12 @@ def _content(pool: Dataset[Any]) -> str:
     return _digest(*parts)
 
 
-def _weights(model: nn.Module) -> str:
-    tensors = {name: each for name, each in model.state_dict().items() if torch.is_tensor(each)}
-    return _digest(*(name.encode() + _tensor(each) for name, each in tensors.items()))
-
-
 def _tensor(value: Tensor) -> bytes:
-    plain = value.detach().cpu().contiguous().flatten()
-    kind = f"{value.dtype}{tuple(value.shape)}".encode()
-    return kind + plain.view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16
+    return f"{value.dtype}{tuple(value.shape)}".encode() + raw_bytes(value)
 
 
 def _digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+        found.update(part)
+    return found.hexdigest()

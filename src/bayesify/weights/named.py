@@ -4,6 +4,8 @@ A tied weight appears once, under the first of its names, as in `model.named_par
 `torch.func.functional_call` puts a replacement under every one of its names.
 """
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,21 @@ def stacked(members: list[Named]) -> Named:
 def count(named: Named) -> int:
     """How many numbers the tensors hold."""
     return sum(each.numel() for each in named.values())
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    """The numbers as they lie in memory, in order; of any type (numpy has no bfloat16)."""
+    plain = tensor.detach().cpu().contiguous().flatten()
+    return plain.view(torch.uint8).numpy().tobytes()
+
+
+def digest(named: Named) -> str:
+    """Of names and numbers, in hexadecimal, whatever their order."""
+    found = hashlib.sha256()
+    for name, each in sorted(named.items()):
+        found.update(name.encode())
+        found.update(raw_bytes(each))
+    return found.hexdigest()
 
 
 def assign_(model: nn.Module, named: Named) -> None:
