@@ -342,6 +342,7 @@ def test_double_precision_stays(committee, points):
         ({"eps": 0.0}, "eps=0.0"),
         ({"eps": math.inf}, "eps=inf"),
         ({"norm": "l1"}, "'linf', 'l2'"),
+        ({"precision": "int8"}, "'float32', 'bfloat16'"),
         ({"steps": 0}, "steps=0"),
         ({"step_size": -1.0}, "step_size=-1"),
         ({"restarts": 0}, "restarts=0"),

@@ -143,7 +143,8 @@ def test_the_curve_ends_where_the_metrics_are_and_falls_on_the_way(found):
         assert each["nll"] == sorted(each["nll"])
     assert found.metrics["attack_eps"] == 0.15
     assert list(curve) == [
-        *("norm", "steps", "restarts", "gradient_samples", "num_samples", "examples"),
+        *("norm", "steps", "restarts", "gradient_samples", "precision"),
+        *("num_samples", "examples"),
         *("eps", "attacks"),
     ]
     assert curve["examples"] == 60

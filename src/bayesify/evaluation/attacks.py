@@ -26,9 +26,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesify.data.parts import Normalise
-from bayesify.errors import DataError, OptionError, ShapeError, UnsupportedModelError
+from bayesify.errors import DataError, OptionError, ShapeError
+from bayesify.evaluation.slope import PRECISIONS, Slope
 from bayesify.posterior import Posterior
-from bayesify.predictive import ClassPredictive
 from bayesify.types import Inputs
 
 NORMS = ("linf", "l2")
@@ -94,6 +94,7 @@ def fgsm(
     num_samples: int = 20,
     chunk_size: int | None = None,
     generator: torch.Generator | None = None,
+    precision: str = "float32",
 ) -> Tensor:
     """One step of length `eps` up the loss: the fast gradient (sign) method.
 
@@ -107,9 +108,9 @@ def fgsm(
         >>> fgsm(posterior, torch.zeros(1, 2), torch.tensor([0]), eps=0.5)
         tensor([[-0.5000, 0.5000]])
     """
-    sampling = {"num_samples": num_samples, "chunk_size": chunk_size, "generator": generator}
-    once: dict[str, Any] = {"steps": 1, "step_size": eps, "random_start": False, **sampling}
-    return pgd(posterior, x, y, eps=eps, norm=norm, box=box, **once)
+    once: dict[str, Any] = {"steps": 1, "step_size": eps, "random_start": False}
+    once |= {"num_samples": num_samples, "chunk_size": chunk_size, "generator": generator}
+    return pgd(posterior, x, y, eps=eps, norm=norm, box=box, precision=precision, **once)
 
 
 @torch.inference_mode(False)
@@ -130,6 +131,7 @@ def pgd(
     num_samples: int = 20,
     chunk_size: int | None = None,
     generator: torch.Generator | None = None,
+    precision: str = "float32",
 ) -> Tensor:
     """Projected gradient ascent on the loss of each example on its own.
 
@@ -155,6 +157,8 @@ def pgd(
         chunk_size: Weight samples evaluated at once; None: the posterior decides.
         generator: Source of the weight samples, set back before each step so that they stay the
             same; None for the posterior's own fixed ones.
+        precision: Of the gradients: "float32", or "bfloat16" by torch's autocast, which is twice
+            as fast on hardware that has it.
 
     Returns:
         Adversarial inputs, shaped as x, within the ball and the box.
@@ -165,7 +169,7 @@ def pgd(
         ShapeError: `box`, `start` and x do not fit.
         UnsupportedModelError: the outputs have no gradient in x.
     """
-    _check_options(eps, norm, steps, step_size, restarts, num_samples)
+    _check_options(eps, norm, steps, step_size, restarts, num_samples, precision)
     if restarts > 1 and start is None and not random_start:
         raise OptionError(f"restarts={restarts}: expected 1 when every start is x itself.")
     check_input(x, box)
@@ -174,17 +178,18 @@ def pgd(
     box = InputBox(-nowhere, nowhere, torch.ones_like(nowhere)) if box is None else box.to(clean)
     step = STEP_SHARE * eps / steps if step_size is None else step_size
     place = _placing(clean, box, eps, norm)
-    loss, gradient = _loss(posterior, y, num_samples, chunk_size, generator)
+    slope = Slope(posterior, y, num_samples, chunk_size, generator, precision)
 
     best, highest = clean, clean.new_full(clean.shape[:1], -math.inf)
     for noise in _starts(x, norm, restarts, random_start, start, seed):
         adversarial = place(eps * noise.to(clean))
         for _ in range(steps):
-            direction = _direction(gradient(adversarial) * box.unit, norm)
+            direction = _direction(slope.gradient(adversarial) * box.unit, norm)
             adversarial = place((adversarial - clean) / box.unit + step * direction)
         if restarts == 1:
             return adversarial.to(x.device)
-        reached = loss(adversarial)
+        with torch.no_grad():
+            reached = slope.loss(adversarial)
         higher = reached > highest
         best = torch.where(_along(higher, clean), adversarial, best)
         highest = torch.where(higher, reached, highest)
@@ -238,10 +243,17 @@ def check_input(x: Inputs, box: InputBox | None = None) -> None:
 
 
 def _check_options(
-    eps: float, norm: str, steps: int, step_size: float | None, restarts: int, num_samples: int
+    eps: float,
+    norm: str,
+    steps: int,
+    step_size: float | None,
+    restarts: int,
+    num_samples: int,
+    precision: str,
 ) -> None:
-    if norm not in NORMS:
-        raise OptionError(f"norm={norm!r}: expected one of {', '.join(map(repr, NORMS))}.")
+    for name, got, known in (("norm", norm, NORMS), ("precision", precision, PRECISIONS)):
+        if got not in known:
+            raise OptionError(f"{name}={got!r}: expected one of {', '.join(map(repr, known))}.")
     for name, value in (("eps", eps), ("step_size", step_size)):
         if value is not None and not 0 < value < math.inf:
             raise OptionError(f"{name}={value}: expected a finite number above 0.")
@@ -285,47 +297,6 @@ def _placing(x: Tensor, box: InputBox, eps: float, norm: str) -> Callable[[Tenso
         return torch.clamp(x + change * box.unit, low, high)
 
     return place
-
-
-def _loss(
-    posterior: Posterior,
-    y: Tensor,
-    num_samples: int,
-    chunk_size: int | None,
-    generator: torch.Generator | None,
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """What is climbed, (B,), with the same draws at every call; and its gradient.
-
-    Of classes minus the log odds of y: they rise with -log p(y|x), along the same directions, and
-    keep their slope where p rounds to 1, or confident networks would only seem robust.
-    """
-    state = None if generator is None else generator.get_state()
-
-    def loss(x: Tensor) -> Tensor:
-        if generator is not None and state is not None:
-            generator.set_state(state)
-        raw = posterior.outputs(
-            x, num_samples=num_samples, generator=generator, chunk_size=chunk_size
-        )
-        predictive = posterior.likelihood.predictive(raw)
-        if isinstance(predictive, ClassPredictive):
-            return -predictive.log_odds(y).reshape(len(x), -1).sum(1)
-        return -predictive.log_prob(y).reshape(len(x), -1).sum(1)
-
-    def gradient(x: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            total = loss(x).sum()
-            linked = total.requires_grad
-            found = torch.autograd.grad(total, x, allow_unused=True)[0] if linked else None
-        if found is None:
-            raise UnsupportedModelError(
-                "the outputs of the posterior have no gradient in x, which the attack follows; "
-                "compute them without `torch.no_grad` or `detach`, from x itself."
-            )
-        return torch.nan_to_num(found)  # where the loss has no slope, there is nowhere to go
-
-    return torch.no_grad()(loss), gradient
 
 
 def _direction(gradient: Tensor, norm: str) -> Tensor:

@@ -26,6 +26,7 @@ from bayesify.errors import OptionError
 from bayesify.evaluation.attacks import NORMS, InputBox, check_input, fgsm, pgd, unit_ball
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch
+from bayesify.evaluation.slope import PRECISIONS
 from bayesify.loading import Data, evenly_spread
 from bayesify.options import check_options, option
 from bayesify.posterior import Posterior
@@ -50,6 +51,11 @@ class Attacks:
     steps: int = option(10, help="gradient steps of PGD", at_least=1)
     restarts: int = option(1, help="random starts of PGD, of which the worst counts", at_least=1)
     gradient_samples: int = option(20, help="weight samples in each gradient", at_least=1)
+    precision: str = option(
+        "float32",
+        help="of the gradients; bfloat16 is twice as fast where the hardware has it",
+        choices=PRECISIONS,
+    )
     examples: int | None = option(
         1000, help="examples attacked, evenly spread over the data; none: all", at_least=1
     )
@@ -208,6 +214,7 @@ class _Adversary:
             "box": self.box,
             "num_samples": chosen.gradient_samples,
             "chunk_size": self.chunk_size,
+            "precision": chosen.precision,
         }
         if name == "fgsm":
             return fgsm(self.posterior, x, y, **passing)
@@ -245,6 +252,7 @@ def _findings(
         "steps": attacks.steps,
         "restarts": attacks.restarts,
         "gradient_samples": attacks.gradient_samples,
+        "precision": attacks.precision,
         **settings,
         "eps": [0.0, *map(float, attacks.eps)],
         "attacks": {
