@@ -137,6 +137,29 @@ def test_a_failing_cell_does_not_stop_the_others(suite, tmp_path, monkeypatch):
     assert [record["method"] for record in outcome.records] == ["stf"]
 
 
+def test_of_all_methods_those_that_cannot_treat_the_model_are_left_out(suite, tmp_path):
+    asked = suite("map,mc-dropout")
+    assert [name.split()[0] for name, _ in run(asked, tmp_path / "a").failed] == ["mc-dropout"]
+    rows = tuple(replace(each, if_possible=True) for each in asked.methods)
+    outcome = run(replace(asked, methods=rows), tmp_path / "b")
+    assert not outcome.failed
+    ((name, reason),) = outcome.left_out
+    assert name.startswith("mc-dropout")
+    assert "no dropout layer" in reason
+    assert [record["method"] for record in outcome.records] == ["map"]
+
+
+def test_a_run_that_diverges_fails_however_it_was_asked_for(suite, tmp_path, monkeypatch):
+    def diverge(model, data, method, **rest):
+        raise DivergenceError("training diverged at step 3")
+
+    monkeypatch.setattr(running, "fit", diverge)
+    asked = suite("map")
+    rows = tuple(replace(each, if_possible=True) for each in asked.methods)
+    outcome = run(replace(asked, methods=rows), tmp_path)
+    assert (len(outcome.failed), outcome.left_out) == (1, [])
+
+
 def test_scaling_fails_where_it_has_no_meaning_and_the_rest_goes_on(suite, tmp_path):
     rows = "\n".join(f"{n},{n / 7}" for n in range(80))
     (tmp_path / "t.csv").write_text("a,b\n" + rows)

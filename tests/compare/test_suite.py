@@ -26,7 +26,15 @@ def test_names_become_rows():
 
 
 def test_all_is_every_method_and_the_scaled_baseline():
-    assert {row.label for row in entries(["all"], {})} == {*METHODS, "map+ts"}
+    rows = entries(["all"], {})
+    assert {row.label for row in rows} == {*METHODS, "map+ts"}
+    assert all(row.if_possible for row in rows)
+
+
+def test_who_is_asked_for_by_name_is_not_left_out():
+    rows = {row.label: row for row in entries(["all", "mc-dropout"], {})}
+    assert not rows["mc-dropout"].if_possible
+    assert rows["stf"].if_possible
 
 
 def test_every_method_can_be_scaled():

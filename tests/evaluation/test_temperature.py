@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bayesify import Gaussian, MeanField, WeightPosterior, temperature_scaled
-from bayesify.errors import OptionError
+from bayesify.errors import UnsupportedModelError
 from bayesify.likelihoods import Categorical
 
 
@@ -49,5 +49,5 @@ def test_scaling_what_is_scaled_changes_nothing_more(overconfident):
 def test_only_classes_can_be_scaled():
     net = nn.Linear(4, 1)
     posterior = WeightPosterior(net, MeanField.around(net), Gaussian(1.0))
-    with pytest.raises(OptionError, match="needs a categorical likelihood, got Gaussian"):
+    with pytest.raises(UnsupportedModelError, match="needs a categorical likelihood, got Gaussian"):
         temperature_scaled(posterior, (torch.randn(5, 4), torch.randn(5)))

@@ -53,7 +53,8 @@ def compare(
         flag(
             "--methods",
             help=f"Some of {', '.join(METHODS)}; +ts adds temperature scaling, as in map+ts; all "
-            f"is every one.{SEVERAL} [dim]default {','.join(DEFAULT_METHODS)}[/]",
+            f"is every one that can treat the model.{SEVERAL} "
+            f"[dim]default {','.join(DEFAULT_METHODS)}[/]",
             panel=HOW,
         ),
     ] = None,

@@ -140,8 +140,10 @@ def _number(flag: str, text: str) -> int:
 
 
 def _farewell(outcome: Outcome, command: str, console: Console) -> int:
-    for name, problem in outcome.failed:
-        console.print(f"[red]failed[/]  {name}: ", end="", highlight=False, soft_wrap=True)
+    told = [("left out", each) for each in outcome.left_out]
+    told += [("[red]failed[/]", each) for each in outcome.failed]
+    for what, (name, problem) in told:
+        console.print(f"{what}  {name}: ", end="", highlight=False, soft_wrap=True)
         console.print(problem, markup=False, highlight=False, soft_wrap=True)
     if outcome.interrupted:
         done = f"{len(outcome.records)} of {outcome.total} runs are done and kept"

@@ -7,6 +7,7 @@ from rich.console import Console
 from bayesify.callbacks import Callback
 from bayesify.compare.cell import Cell
 from bayesify.compare.run import Watcher
+from bayesify.errors import BayesifyError
 from bayesify.progress import BatchCounter, ProgressBar
 from bayesify.report.records import Record
 
@@ -40,13 +41,18 @@ class Terminal(Watcher):
         """Count what has been judged."""
         self.counter(inputs)
 
-    def on_cell(self, cell: Cell, record: Record | None, problem: str) -> None:
+    def on_cell(self, cell: Cell, record: Record | None, problem: BayesifyError | None) -> None:
         """One line: what was run, and how long the fit took."""
+        if record is None:
+            self._line(f"[red]failed[/]  {cell.name}")
+        else:
+            self._line(f"{cell.name}  [dim]{record['cost']['fit_seconds']:.1f} s[/]")
+
+    def on_left_out(self, cell: Cell, problem: BayesifyError) -> None:
+        """One line."""
+        self._line(f"left out  {cell.name}")
+
+    def _line(self, text: str) -> None:
         self.counter.close()
         self.finished += 1
-        count = f"[dim]{self.finished}/{self.total}[/]"
-        if record is None:
-            self.console.print(f"{count}  [red]failed[/]  {cell.name}", highlight=False)
-            return
-        seconds = record["cost"]["fit_seconds"]
-        self.console.print(f"{count}  {cell.name}  [dim]{seconds:.1f} s[/]", highlight=False)
+        self.console.print(f"[dim]{self.finished}/{self.total}[/]  {text}", highlight=False)

@@ -22,7 +22,7 @@ from bayesify.compare.problems import Arena, arenas, build, cells, some_of
 from bayesify.compare.results import Results
 from bayesify.compare.suite import Suite
 from bayesify.cost import CostMeter
-from bayesify.errors import BayesifyError
+from bayesify.errors import BayesifyError, UnsupportedModelError
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.temperature import temperature_scaled
 from bayesify.fitting import fit, versions
@@ -48,8 +48,11 @@ class Watcher:
     def on_batch(self, inputs: int) -> None:
         """A batch of so many inputs has been judged."""
 
-    def on_cell(self, cell: Cell, record: Record | None, problem: str) -> None:
+    def on_cell(self, cell: Cell, record: Record | None, problem: BayesifyError | None) -> None:
         """A cell is finished, with its record, or has failed with a `problem`."""
+
+    def on_left_out(self, cell: Cell, problem: BayesifyError) -> None:
+        """The method of a cell cannot treat its model, and need not."""
 
 
 @dataclass
@@ -61,6 +64,7 @@ class Outcome:
         records: Of the suite's finished cells, in the suite's order.
         literature: Published numbers for the suite's data, as records.
         failed: Names of the cells that failed, with the reason.
+        left_out: Likewise of those whose method cannot treat the model, and need not.
         interrupted: Whether the user stopped it.
     """
 
@@ -68,6 +72,7 @@ class Outcome:
     records: list[Record] = field(default_factory=list)
     literature: list[Record] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
     interrupted: bool = False
 
 
@@ -143,15 +148,19 @@ class _Work:
                     record, problem = self._try(lambda: self._record(arena, cell, posterior))  # noqa: B023
                 self._finish(cell, record, problem)
 
-    def _try(self, work: Callable[[], Any]) -> tuple[Any, str]:
+    def _try(self, work: Callable[[], Any]) -> tuple[Any, BayesifyError | None]:
         try:
-            return work(), ""
+            return work(), None
         except BayesifyError as error:
-            return None, str(error)
+            return None, error
 
-    def _finish(self, cell: Cell, record: Record | None, problem: str) -> None:
+    def _finish(self, cell: Cell, record: Record | None, problem: BayesifyError | None) -> None:
+        if cell.entry.if_possible and isinstance(problem, UnsupportedModelError):
+            self.outcome.left_out.append((cell.name, str(problem)))
+            self.watcher.on_left_out(cell, problem)
+            return
         if record is None:
-            self.outcome.failed.append((cell.name, problem))
+            self.outcome.failed.append((cell.name, str(problem)))
         else:
             self.results.append(record)
             self.done[cell.identity] = record

@@ -21,7 +21,7 @@ asks for more to be measured, with options in a table `[attacks]`: see compare/a
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,12 +54,15 @@ class Entry:
         method: The method with its options.
         scaled: Whether its temperature is scaled on the validation part.
         likelihood: Options of the likelihood; what it takes depends on the task.
+        if_possible: Whether it is left out, rather than fails, where the method cannot treat the
+            model.
     """
 
     label: str
     method: Method
     scaled: bool = False
     likelihood: Mapping[str, Any] = field(default_factory=dict)
+    if_possible: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,13 +162,15 @@ def entries(names: Iterable[str], settings: Mapping[str, Mapping[str, Any]]) -> 
     """Rows for method names, each with the options that `settings` holds for it.
 
     Args:
-        names: Keys of `METHODS`, possibly with the suffix `+ts`; "all" is every one.
+        names: Keys of `METHODS`, possibly with the suffix `+ts`; "all" is every one that can
+            treat the model.
         settings: Options by method name; a suffix makes no difference.
 
     Raises:
         OptionError: unknown names, or options for a method that is not compared.
     """
-    names = [each for name in names for each in _named(name)]
+    asked = [*names]
+    names = [each for name in asked for each in _named(name)]
     known = {name.removesuffix(SCALED) for name in names}
     for name in settings:
         if name not in known:
@@ -174,7 +179,7 @@ def entries(names: Iterable[str], settings: Mapping[str, Mapping[str, Any]]) -> 
                 f"{', '.join(sorted(known))}{near(name, known)}"
             )
     return tuple(
-        entry
+        replace(entry, if_possible=name not in asked)
         for name in dict.fromkeys(names)
         for entry in _entries({"name": name, **settings.get(name.removesuffix(SCALED), {})})
     )

@@ -3,7 +3,7 @@
 import copy
 from typing import TypeVar
 
-from bayesify.errors import OptionError
+from bayesify.errors import UnsupportedModelError
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.evaluation.predictions import collect
 from bayesify.likelihoods import Categorical
@@ -29,11 +29,11 @@ def temperature_scaled(
         batch_size: For data that is no loader.
 
     Raises:
-        OptionError: when the likelihood is not categorical.
+        UnsupportedModelError: when the likelihood is not categorical.
     """
     likelihood = posterior.likelihood
     if not isinstance(likelihood, Categorical):
-        raise OptionError(
+        raise UnsupportedModelError(
             f"temperature scaling needs a categorical likelihood, got {type(likelihood).__name__}."
         )
     loader = as_loader(validation, batch_size=batch_size, shuffle=False)
