@@ -52,9 +52,8 @@ def compare(
         str | None,
         flag(
             "--methods",
-            help=f"Some of {', '.join(METHODS)}; +ts adds temperature scaling, as in map+ts; all "
-            f"is every one that can treat the model.{SEVERAL} "
-            f"[dim]default {','.join(DEFAULT_METHODS)}[/]",
+            help=f"Some of {', '.join(METHODS)}; +ts adds temperature scaling, as in map+ts; all: "
+            f"what suits the model.{SEVERAL} [dim]default {','.join(DEFAULT_METHODS)}[/]",
             panel=HOW,
         ),
     ] = None,
