@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayesify import MAP, Gaussian, MeanFieldVI, first_layer, fit
+from bayesify import MAP, Gaussian, MeanFieldVI, evaluate, first_layer, fit
 from bayesify.distributions.mean_field import MeanField
 from bayesify.objective import negative_elbo
 from bayesify.priors import NormalPrior
@@ -99,6 +99,19 @@ def test_temperature_moves_the_scales():
 def test_the_trap_scales_at_a_tiny_rate_do_not_feel_the_temperature():
     cold, warm = scales_at(0.01, scale_lr=1e-4), scales_at(1.0, scale_lr=1e-4)
     torch.testing.assert_close(cold, warm, rtol=0.03, atol=0)
+
+
+def test_from_random_weights_it_learns_what_the_start_of_the_trained_does_not():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 4, generator=generator)
+    data = x, (x[:, 0] * x[:, 1] > 0).long()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
+    methods = MeanFieldVI.from_scratch(), MeanFieldVI(pretrain=None, epochs=100)
+    posteriors = [fit(net, data, each) for each in methods]
+    scratch, warm = (evaluate(each, data).metrics["nll"] for each in posteriors)
+    assert scratch < 0.3 < 0.5 < warm
+    assert posteriors[0].q.names == list(weights_of(net))
 
 
 def test_the_prior_is_centred_and_scaled_as_asked():

@@ -21,6 +21,7 @@ frozen need no gradient of their own, so where the first layer alone is random a
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -78,6 +79,28 @@ class MeanFieldVI:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    @staticmethod
+    def from_scratch(**options: Any) -> "MeanFieldVI":
+        """All weights at once, from random ones: no pretraining, a prior N(0, 1), and T = 0.01.
+
+        Options given win. Batch norm keeps the statistics that the network comes with, so one with
+        batch norm should be trained first.
+
+        Example:
+            >>> MeanFieldVI.from_scratch(epochs=30).prior_loc
+            'zero'
+        """
+        chosen: dict[str, Any] = {
+            "pretrain": None,
+            "epochs": 100,
+            "lr": 3e-3,
+            "prior_loc": "zero",
+            "prior_relative": False,
+            "prior_scale": 1.0,
+            "temperature": 0.01,
+        }
+        return MeanFieldVI(**(chosen | options))
 
     def start(self, problem: Problem) -> GradientRun:
         """Freeze the network and put Gaussians around the chosen weights."""
