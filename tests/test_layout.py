@@ -26,7 +26,7 @@ FLOORS = [
     "weights numerics data models",
     "predictive likelihoods priors distributions",
     "forward",
-    "posterior objective checks rescaling dropout",
+    "posterior objective checks rescaling dropout linearised",
     "methods",
     "callbacks fitting persistence adapters progress streaming recalibration compression",
     "evaluation",
@@ -52,6 +52,9 @@ SPECIALISES = {
     ("fine_tuned_ensemble", "fresh"),  # new heads
     ("fine_tuned_ensemble", "map"),  # its default pretraining
     ("fine_tuned_ensemble", "member_training"),
+    ("laplace", "laplace_torch"),  # what its library is asked for
+    ("laplace_torch", "laplace_limits"),
+    ("laplace", "map"),  # its default pretraining
     ("map", "member_training"),  # the ensemble of one
     ("member_training", "interaction"),
     ("svgd", "fresh"),
@@ -71,6 +74,8 @@ SPECIALISES = {
     ("shared_tuning", "mean_field_vi"),  # the ELBO, over a book
     ("shared_tuning", "merging"),
     ("shared_tuning", "sharing"),
+    ("last_layer_vi", "map"),
+    ("last_layer_vi", "mean_field_vi"),
     ("stf", "map"),
     ("stf", "mean_field_vi"),
 }
@@ -88,6 +93,7 @@ HEAVY = [
     "jinja2",
     "PIL",
     "torchvision",
+    "laplace",
 ]
 
 COVERED_ELSEWHERE = {
@@ -95,6 +101,8 @@ COVERED_ELSEWHERE = {
     "types": "names only",
     "version": "a name only",
     "methods.layerwise_state": "test_streaming.py saves a run and goes on",
+    "methods.laplace_limits": "methods/test_laplace.py meets each refusal",
+    "methods.laplace_torch": "methods/test_laplace.py asks it for known curvature",
     "methods.layerwise_options": "options and numbers; methods/test_bali.py sets them",
     "callbacks": "a protocol; test_fitting.py has one that watches",
     "distributions.members": "abstract; conformance/test_distributions.py",
@@ -258,7 +266,7 @@ def test_each_test_file_mirrors_a_module():
         relative = path.relative_to(ROOT / "tests")
         source = SOURCE / relative.parent / path.name.removeprefix("test_")
         package = SOURCE / path.stem.removeprefix("test_") / "__init__.py"
-        own = relative.parts[0] in {"conformance", "test_layout.py"}
+        own = relative.parts[0] in {"conformance", "peers", "test_layout.py"}
         own |= (ROOT / path.stem.removeprefix("test_")).is_dir()  # examples, benchmarks
         assert own or source.exists() or package.exists(), relative
 

@@ -178,7 +178,7 @@ def without(manifest: dict, *keys: str) -> dict:
 
 
 DAMAGES = {
-    "version 1": (lambda m: m | {"version": 1}, "has format version 1, this bayesify reads 2"),
+    "version 1": (lambda m: m | {"version": 1}, "has format version 1, this bayesify reads 3"),
     "no version": (lambda m: without(m, "version"), "has format version None"),
     "another format": (lambda m: m | {"format": "onnx"}, "is not the manifest of a bayesify"),
     "a list": (lambda m: [m], "is not the manifest of a bayesify"),

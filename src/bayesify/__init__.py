@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from bayesify.compression import Sizes, compressed
     from bayesify.cost import CostMeter
     from bayesify.distributions.base import WeightDistribution
+    from bayesify.distributions.dense_normal import DenseNormal
     from bayesify.distributions.kl import kl_divergence
+    from bayesify.distributions.kronecker_normal import KroneckerNormal
     from bayesify.distributions.low_rank_normal import LowRankNormal
     from bayesify.distributions.low_rank_particles import LowRankParticles
     from bayesify.distributions.matrix_normal import MatrixNormal
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from bayesify.evaluation.temperature import temperature_scaled
     from bayesify.fitting import fit
     from bayesify.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+    from bayesify.linearised import LinearisedPosterior
     from bayesify.methods import METHODS
     from bayesify.methods.bali import BALI
     from bayesify.methods.base import Method, Problem, Run, StreamRun
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
     from bayesify.methods.ensemble import Ensemble
     from bayesify.methods.fine_tuned_ensemble import FineTunedEnsemble
     from bayesify.methods.interaction import svgd_
+    from bayesify.methods.laplace import Laplace
+    from bayesify.methods.last_layer_vi import LastLayerVI
     from bayesify.methods.map import MAP
     from bayesify.methods.mc_dropout import MCDropout
     from bayesify.methods.mean_field_vi import MeanFieldVI
@@ -109,8 +114,10 @@ _HOME = {
     "MeanFieldVI": "bayesify.methods.mean_field_vi",
     "BALI": "bayesify.methods.bali",
     "STF": "bayesify.methods.stf",
+    "LastLayerVI": "bayesify.methods.last_layer_vi",
     "MCDropout": "bayesify.methods.mc_dropout",
     "DiagonalLaplace": "bayesify.methods.diagonal_laplace",
+    "Laplace": "bayesify.methods.laplace",
     "SWAG": "bayesify.methods.swag",
     "Bella": "bayesify.methods.bella",
     "SVGD": "bayesify.methods.svgd",
@@ -125,6 +132,7 @@ _HOME = {
     "Posterior": "bayesify.posterior",
     "WeightPosterior": "bayesify.posterior",
     "DropoutPosterior": "bayesify.dropout",
+    "LinearisedPosterior": "bayesify.linearised",
     "FitRecord": "bayesify.posterior",
     "Predictive": "bayesify.predictive",
     "ClassPredictive": "bayesify.predictive",
@@ -144,6 +152,8 @@ _HOME = {
     "WeightDistribution": "bayesify.distributions.base",
     "MeanField": "bayesify.distributions.mean_field",
     "MatrixNormal": "bayesify.distributions.matrix_normal",
+    "DenseNormal": "bayesify.distributions.dense_normal",
+    "KroneckerNormal": "bayesify.distributions.kronecker_normal",
     "LowRankNormal": "bayesify.distributions.low_rank_normal",
     "LowRankParticles": "bayesify.distributions.low_rank_particles",
     "Particles": "bayesify.distributions.particles",

@@ -1,9 +1,10 @@
 """The one place that calls a model with other weights.
 
-Every method, metric and attack goes through `outputs` (weight samples) or `local_outputs` (training
-with local reparameterisation), or through `tape` or `squared_gradients` where it looks at layers or
-at single examples. The user's model is called through `torch.func.functional_call`, over many
-samples or examples at once through `torch.vmap`, and never changed.
+Every method, metric and attack goes through `outputs` (weight samples), `linearised_outputs` (those
+of the tangent) or `local_outputs` (training with local reparameterisation), or through `tape` or
+`squared_gradients` where it looks at layers or at single examples. The user's model is called
+through `torch.func.functional_call`, over many samples or examples at once through `torch.vmap`,
+and never changed.
 """
 
 import math
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call, grad, jvp
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bayesify.batches import batch_size, first_example, is_batched, rows
@@ -26,6 +27,7 @@ from bayesify.modes import attention_for_vmap
 from bayesify.numerics.noise import single_or_better
 from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.named import copied, count
+from bayesify.weights.structured import StructuredWeight
 from bayesify.weights.taped import Tape, TapedWeight
 from bayesify.weights.trace import call_arguments, trace
 
@@ -111,6 +113,52 @@ def outputs(
             draws = zip(draws, _parts(inputs, max(at_once, DRAWN_AT_ONCE)), strict=True)
         results = [_over_samples(call, part) for draw in draws for part in _parts(draw, at_once)]
     return results[0] if len(results) == 1 else torch.cat(results)
+
+
+def linearised_outputs(
+    model: nn.Module,
+    q: WeightDistribution,
+    inputs: Inputs,
+    n: int = 1,
+    *,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+    vectorize: bool = True,
+    readout: Readout = read_tensor,
+) -> Float[Tensor, "samples batch ..."]:
+    """f(x, w*) + J (w - w*) for n weight samples w of q, J = df / dw at its point w*.
+
+    Arguments as of `outputs`. Differentiable in the inputs, and in q with w* held.
+
+    Raises:
+        UnsupportedModelError: a layer has no derivative in forward mode, `torch.vmap` cannot run
+            the model, or it is checkpointed.
+    """
+    center = q.point()
+
+    def at(weights: Named) -> Tensor:
+        return _call(model, weights, inputs, readout)
+
+    def call(draw_one: Draw) -> Tensor:
+        drawn = q.weights(draw_one).items()
+        plain = {n: e.dense() if isinstance(e, StructuredWeight) else e for n, e in drawn}
+        change = {n: plain[n] - each for n, each in center.items()}
+        value, along, *_ = jvp(at, (center,), (change,))
+        return value + along
+
+    size = q.size(n)
+    at_once = (size if chunk_size is None else min(chunk_size, size)) if vectorize else 1
+    try:
+        with no_checkpointing(), attention_for_vmap():
+            draws = q.draws(n, max(at_once, DRAWN_AT_ONCE), generator=generator)
+            parts = (part for draw in draws for part in _parts(draw, at_once))
+            return torch.cat([_over_samples(call, part) for part in parts])
+    except NotImplementedError as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be linearised: {str(error).splitlines()[0]} Sample its "
+            f"weights instead (a WeightPosterior; predictive='sampled'), or let only those of "
+            f"later layers vary."
+        ) from error
 
 
 def local_outputs(

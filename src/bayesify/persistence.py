@@ -29,15 +29,23 @@ from bayesify.dropout import DropoutPosterior
 from bayesify.errors import BayesifyError, LoadError, OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import LIKELIHOODS
+from bayesify.linearised import LinearisedPosterior
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
 from bayesify.priors import NormalPrior
 from bayesify.types import Named, Readout
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
 
 FORMAT = "bayesify posterior"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 PARTS = ("q", "base", "likelihood", "prior")
+
+KINDS: dict[type, tuple[Callable[[Any], WeightPosterior], Callable[[WeightPosterior], Any]]] = {
+    WeightPosterior: (lambda each: each, lambda each: each),
+    LinearisedPosterior: (lambda each: each, LinearisedPosterior.around),
+    DropoutPosterior: (DropoutPosterior.without_dropout, DropoutPosterior.around),
+}
+"""What can be saved: how it becomes a plain distribution over weights, and again what it was."""
 
 
 def save(
@@ -65,11 +73,12 @@ def save(
         OptionError: the folder exists, or cannot be written, or the notes are no JSON.
         UnsupportedModelError: this kind of posterior has no file format.
     """
-    alone = posterior.without_dropout() if isinstance(posterior, DropoutPosterior) else posterior
-    if not isinstance(alone, WeightPosterior):
+    if type(posterior) not in KINDS:
+        known = ", ".join(each.__name__ for each in KINDS)
         raise UnsupportedModelError(
-            f"{type(posterior).__name__} cannot be saved; only weights can."
+            f"{type(posterior).__name__} cannot be saved; expected one of {known}."
         )
+    alone = KINDS[type(posterior)][0](posterior)
     path = Path(path)
     check_free(path, overwrite, "a posterior", _is_posterior)
     along = alone.base() if base else {}
@@ -94,7 +103,7 @@ def save(
                     "sha256": _file_digest(file),
                     "order": list(tensors) if part == "q" else [],
                 }
-        description |= {"dropout": alone is not posterior, "files": files}
+        description |= {"posterior": type(posterior).__name__, "files": files}
         (folder / MANIFEST).write_text(_lines(description))
     return path
 
@@ -116,8 +125,8 @@ def load(
     folder = Path(path)
     manifest = read_manifest(folder)
     try:
-        posterior = _rebuilt(folder, manifest, model, readout)
-        return DropoutPosterior.around(posterior) if manifest.get("dropout") else posterior
+        rebuild = {kind.__name__: around for kind, (_, around) in KINDS.items()}
+        return rebuild[manifest["posterior"]](_rebuilt(folder, manifest, model, readout))
     except BayesifyError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bayesify import forward
 from bayesify.distributions import DISTRIBUTIONS, WeightDistribution
+from bayesify.distributions.dense_normal import DenseNormal
 from bayesify.distributions.kl import CLOSED_FORMS, kl_divergence
+from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.low_rank_normal import LowRankNormal
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.matrix_normal import MatrixNormal
@@ -44,6 +46,50 @@ def mean_field_log_density(q: MeanField, weights: Named) -> Tensor:
     loc, scale = q.loc.named(), q.scale
     terms = [normal(loc[n], scale[n]).log_prob(each).flatten(1) for n, each in weights.items()]
     return torch.cat(terms, 1).sum(1)
+
+
+def dense_normal(model: nn.Module) -> DenseNormal:
+    loc = weights_of(model)
+    size = flat(loc).numel()
+    return DenseNormal(loc, torch.eye(size) + 0.3 * torch.randn(size, size).tril() / size**0.5)
+
+
+def dense_normal_moments(q: DenseNormal) -> tuple[Tensor, Tensor]:
+    return flat(q.loc.named()), torch.linalg.inv(q.factor @ q.factor.T)
+
+
+def normal_log_density(moments: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    def log_density(q: WeightDistribution, weights: Named) -> Tensor:
+        law = torch.distributions.MultivariateNormal(*moments(q))
+        return law.log_prob(torch.cat([each.flatten(1) for each in weights.values()], 1))
+
+    return log_density
+
+
+def kronecker_normal(model: nn.Module) -> KroneckerNormal:
+    """Two factors for tensors of two axes or more, one for the others."""
+    loc = weights_of(model)
+    wide = torch.promote_types(next(iter(loc.values())).dtype, torch.float32)
+    sides: list[Named] = [{}, {}, {}, {}]
+    for name, each in loc.items():
+        shape = (len(each), each[0].numel()) if each.ndim > 1 else (each.numel(),)
+        for side, size in enumerate(shape):
+            sides[2 * side][name] = torch.linalg.qr(torch.randn(size, size).to(wide))[0]
+            sides[2 * side + 1][name] = 2 * torch.rand(size).to(wide)
+    return KroneckerNormal(loc, *sides, {name: 1 + torch.rand(()).to(wide) for name in loc})
+
+
+def kronecker_normal_moments(q: KroneckerNormal) -> tuple[Tensor, Tensor]:
+    """From the Kronecker product itself."""
+    blocks = []
+    for name, tau in q.prior.named().items():
+        vectors, values = q.left.named()[name], q.left_values.named()[name]
+        curvature = vectors @ values.diag() @ vectors.T
+        if name in q.right.named():
+            vectors, values = q.right.named()[name], q.right_values.named()[name]
+            curvature = torch.kron(curvature, vectors @ values.diag() @ vectors.T)
+        blocks.append(torch.linalg.inv(curvature + tau * torch.eye(len(curvature)).to(tau)))
+    return flat(q.loc.named()), torch.block_diag(*blocks)
 
 
 def matrix_normal(model: nn.Module) -> MatrixNormal:
@@ -205,6 +251,12 @@ class Case:
 
 
 CASES = {
+    "DenseNormal": Case(
+        dense_normal, dense_normal_moments, normal_log_density(dense_normal_moments)
+    ),
+    "KroneckerNormal": Case(
+        kronecker_normal, kronecker_normal_moments, normal_log_density(kronecker_normal_moments)
+    ),
     "LowRankNormal": Case(low_rank_normal, low_rank_normal_moments),
     "LowRankParticles": Case(low_rank_particles, low_rank_moments),
     "MatrixNormal": Case(matrix_normal, matrix_normal_moments, matrix_normal_log_density),

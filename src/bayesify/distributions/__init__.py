@@ -4,6 +4,8 @@
 """
 
 from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.dense_normal import DenseNormal
+from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.low_rank_normal import LowRankNormal
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.matrix_normal import MatrixNormal
@@ -12,6 +14,8 @@ from bayesify.distributions.particles import Particles
 from bayesify.distributions.shared_normal import SharedNormal
 
 DISTRIBUTIONS: dict[str, type[WeightDistribution]] = {
+    "DenseNormal": DenseNormal,
+    "KroneckerNormal": KroneckerNormal,
     "LowRankNormal": LowRankNormal,
     "LowRankParticles": LowRankParticles,
     "MatrixNormal": MatrixNormal,

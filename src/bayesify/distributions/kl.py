@@ -9,12 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.dense_normal import DenseNormal
+from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.shared_normal import SharedNormal
 from bayesify.errors import UnsupportedModelError
 from bayesify.numerics.linalg import log_determinant
 from bayesify.priors import NormalPrior, Prior
+from bayesify.types import Named
 
 
 def kl_divergence(q: WeightDistribution, prior: Prior) -> Float[Tensor, ""]:
@@ -59,6 +62,31 @@ def _mean_field_normal(q: MeanField, prior: NormalPrior) -> Tensor:
         shift = (loc - prior.loc_of(name)) / prior.scale_of(name)
         terms.append((0.5 * (ratio.square() + shift.square() - 1) - ratio.log()).sum())
     return torch.stack(terms).sum()
+
+
+def _dense_normal_normal(q: DenseNormal, prior: NormalPrior) -> Tensor:
+    """The prior is independent, so of q it asks for variances and the determinant alone."""
+    names = q.loc.named()
+    sizes = [each.numel() for each in names.values()]
+    variance = dict(zip(names, q.variance().split(sizes), strict=True))
+    return _gaussian_terms(names, variance, log_determinant(q.factor), prior)
+
+
+def _kronecker_normal_normal(q: KroneckerNormal, prior: NormalPrior) -> Tensor:
+    """As for a dense normal."""
+    return _gaussian_terms(q.loc.named(), q.variance(), q.log_determinant(), prior)
+
+
+def _gaussian_terms(
+    loc: Named, variance: Named, log_precision: Tensor, prior: NormalPrior
+) -> Tensor:
+    """1/2 { sum_j [ (variance_j + (m - m0)_j^2) / s0^2 + ln s0^2 - 1 ] + ln|P| }."""
+    terms = [log_precision]
+    for name, mean in loc.items():
+        shift, scale = mean - prior.loc_of(name), prior.scale_of(name)
+        square = (variance[name].sum() + shift.square().sum()) / scale**2
+        terms.append(square + mean.numel() * (2 * math.log(scale) - 1))
+    return torch.stack(terms).sum() / 2
 
 
 def _matrix_normal_normal(q: MatrixNormal, prior: NormalPrior) -> Tensor:
@@ -132,6 +160,8 @@ def _normal_terms(law: tuple[Tensor, ...], center: Tensor, width: Tensor) -> Ten
 
 
 CLOSED_FORMS: dict[tuple[type, type], Callable[[Any, Any], Tensor]] = {
+    (DenseNormal, NormalPrior): _dense_normal_normal,
+    (KroneckerNormal, NormalPrior): _kronecker_normal_normal,
     (MeanField, NormalPrior): _mean_field_normal,
     (MatrixNormal, NormalPrior): _matrix_normal_normal,
     (SharedNormal, NormalPrior): _shared_normal_normal,

@@ -6,6 +6,8 @@ from bayesify.methods.bella import Bella
 from bayesify.methods.diagonal_laplace import DiagonalLaplace
 from bayesify.methods.ensemble import Ensemble
 from bayesify.methods.fine_tuned_ensemble import FineTunedEnsemble
+from bayesify.methods.laplace import Laplace
+from bayesify.methods.last_layer_vi import LastLayerVI
 from bayesify.methods.map import MAP
 from bayesify.methods.mc_dropout import MCDropout
 from bayesify.methods.mean_field_vi import MeanFieldVI
@@ -19,8 +21,10 @@ METHODS: dict[str, type[Method]] = {
     "ensemble": Ensemble,
     "mean-field-vi": MeanFieldVI,
     "stf": STF,
+    "last-layer-vi": LastLayerVI,
     "mc-dropout": MCDropout,
     "diagonal-laplace": DiagonalLaplace,
+    "laplace": Laplace,
     "swag": SWAG,
     "bali": BALI,
     "bella": Bella,
