@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from bayesify.batches import batch_size, rows
 from bayesify.checkpointing import no_checkpointing
-from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.dense_normal import DenseNormal
 from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.mean_field import MeanField
@@ -169,7 +168,7 @@ class Curvature:
         with torch.no_grad():
             return self.la.log_marginal_likelihood().item()
 
-    def distribution(self) -> WeightDistribution:
+    def distribution(self) -> DenseNormal | KroneckerNormal | MeanField:
         """The Gaussian around the trained weights; what is not learnt here wants no gradient."""
         self._give_()
         with torch.no_grad():
