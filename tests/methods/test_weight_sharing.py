@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bayesify import (
     MAP,
+    SWAG,
     DiagonalLaplace,
     Ensemble,
     MeanFieldVI,
@@ -34,6 +35,7 @@ from ..zoo import NETS, TiedNet
 
 LAPLACE = DiagonalLaplace(pretrain=None, where=matrices, factor=0.1)
 VI = MeanFieldVI(pretrain=None, epochs=2)
+WANDERING = SWAG(pretrain=None, burn_in=0, epochs=2, where=matrices)
 PLAIN = WeightSharing(pretrain=None, mean_field=LAPLACE, codes=12, outliers=0.05)
 
 
@@ -66,7 +68,7 @@ def largest(scores: dict[str, Tensor], share: float) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("source", [LAPLACE, VI])
+@pytest.mark.parametrize("source", [LAPLACE, VI, WANDERING])
 def test_without_tuning_it_is_the_sources_posterior_shared_and_rounded(law, source):
     problem = NETS["mlp"].problem()
     method = replace(PLAIN, mean_field=source, law=law)
@@ -77,7 +79,6 @@ def test_without_tuning_it_is_the_sources_posterior_shared_and_rounded(law, sour
             run.step(inputs, target)
         before = run.posterior().q
         generator = torch.Generator().set_state(problem.generator.get_state())
-        assert isinstance(before, MeanField)
         run.end_epoch(epoch)
     scale = {name: each.detach() for name, each in before.scale.items()}
     _, want = share(before.point(), scale, codes=12, outliers=0.05, law=law, generator=generator)
@@ -270,9 +271,17 @@ def test_means_and_scales_are_learnt_from_the_data():
 
 
 @pytest.mark.parametrize(
-    ("changes", "times"), [({"epochs": 1}, 1), ({}, 0), ({"epochs": 1, "rescale": False}, 0)]
+    ("changes", "times"),
+    [
+        ({"epochs": 1}, 1),
+        ({}, 0),
+        ({"epochs": 1, "rescale": False}, 0),
+        ({"mean_field": WANDERING}, 1),
+    ],
 )
-def test_after_tuning_noise_is_scaled_on_validation_examples(monkeypatch, changes, times):
+def test_after_tuning_or_without_covariances_noise_is_scaled_on_validation_examples(
+    monkeypatch, changes, times
+):
     seen: list[WeightPosterior] = []
 
     def spy(posterior, batches, *, num_samples):
@@ -290,6 +299,21 @@ def test_after_tuning_noise_is_scaled_on_validation_examples(monkeypatch, change
     want = unscaled.q.log_scale + (math.log(0.5) if times else 0.0)
     torch.testing.assert_close(posterior.q.log_scale, want, rtol=0, atol=0.005)  # of float16
     assert torch.equal(posterior.q.loc, unscaled.q.loc)
+
+
+def test_weights_that_never_moved_keep_next_to_no_noise_and_the_likelihood_its_own():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    with torch.no_grad():
+        net[0].bias[0], net[0].weight[0] = -100.0, 0.0  # dead, and decay leaves zeros alone
+    x = torch.randn(40, 3)
+    source = replace(WANDERING, where=matching("*.weight"), epochs=4)
+    method = replace(PLAIN, mean_field=source, codes=4)
+    posterior = fit(net, (x, x.sum(1)), method, likelihood="gaussian")
+    assert posterior.q.log_scale.isfinite().all()
+    scale = posterior.q.scale()["0.weight"]
+    assert scale[0].max() < 0.1 * scale[1:].median()
+    alone = fit(net, (x, x.sum(1)), source, likelihood="gaussian")
+    assert torch.equal(posterior.likelihood.log_scale, alone.likelihood.log_scale)
 
 
 # --- options

@@ -100,3 +100,13 @@ class Scalable(Protocol):
         Means, and what is held by a trainer (`requires_grad=False`), stay as they are.
         """
         ...
+
+
+@runtime_checkable
+class Marginals(Protocol):
+    """A distribution with Gaussian marginals, whatever varies together."""
+
+    @property
+    def scale(self) -> Named:
+        """Standard deviations by name, in the shapes of the weights."""
+        ...

@@ -22,13 +22,14 @@ Cost: 2 (codes + outliers) parameters. Tuning costs what mean-field VI does; wit
 pass over the data.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from bayesify.distributions.mean_field import MeanField
+from bayesify.distributions.base import Marginals
+from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.distributions.particles import Particles
 from bayesify.distributions.shared_normal import LAWS, SharedNormal
 from bayesify.errors import OptionError, UnsupportedModelError
@@ -48,6 +49,11 @@ from bayesify.weights.named import weights_of
 from bayesify.weights.select import matrices
 
 RULES = ("quantisation", "magnitude", "gradient")
+
+NARROWEST = 1e-6
+"""Least scale that is shared, relative to each tensor: books are of logarithms, and a weight of a
+dead unit need not have moved at all.
+"""
 
 
 @register
@@ -71,7 +77,7 @@ class WeightSharing:
     )
     mean_field: Method = option(
         DiagonalLaplace(pretrain=None, where=matrices),
-        help="method whose mean-field posterior is shared; its own pretrain must be none",
+        help="method whose Gaussians are shared, not covariances; its own pretrain must be none",
     )
     codes: int = option(256, help="Gaussians K at the start", at_least=1, at_most=2**15)
     outliers: float = option(
@@ -107,7 +113,9 @@ class WeightSharing:
     )
     temperature: float = option(0.1, help="weight T of the KL term in tuning", at_least=0)
     rescale: bool = option(
-        True, help="whether noise is scaled on validation examples after tuning, if there are any"
+        True,
+        help="whether noise is scaled on validation examples, if there are any, after tuning or "
+        "where covariances were dropped",
     )
     num_samples: int = option(10, help="weight samples in the choice of that scale", at_least=1)
 
@@ -178,6 +186,7 @@ class SharingRun:
         self._source_run: Run = self.method.mean_field.start(self.problem)
         self._tuning: Tuning | None = None
         self._q: SharedNormal | None = None
+        self._is_independent = True
 
     @property
     def epochs(self) -> int:
@@ -218,19 +227,28 @@ class SharingRun:
 
     def _source_posterior(self) -> WeightPosterior:
         posterior = self._source_run.posterior()
-        if not isinstance(posterior, WeightPosterior) or not isinstance(posterior.q, MeanField):
+        q = posterior.q if isinstance(posterior, WeightPosterior) else None
+        if not isinstance(q, Marginals) or isinstance(q, SharedNormal):
             raise UnsupportedModelError(
                 f"WeightSharing(mean_field={type(self.method.mean_field).__name__}(...)): expected "
-                f"a method that fits a mean-field posterior, as DiagonalLaplace or MeanFieldVI."
+                f"a method that fits a mean-field posterior, as DiagonalLaplace or MeanFieldVI, or "
+                f"other Gaussians over the weights, as SWAG."
             )
+        assert isinstance(posterior, WeightPosterior)
         return posterior
 
     def _shared(self) -> tuple[Source, SharedNormal]:
-        method, q = self.method, self._source_posterior().q
-        assert isinstance(q, MeanField)
+        method, fitted = self.method, self._source_posterior()
+        q = fitted.q
+        assert isinstance(q, Marginals)
+        self.problem = replace(self.problem, likelihood=fitted.likelihood)
+        self.problem.model.eval().requires_grad_(False)
+        self._is_independent = isinstance(q, MeanField)
+        loc = q.point()
+        least = {name: NARROWEST * each for name, each in magnitudes(loc).items()}
         return share(
-            q.point(),
-            {name: each.detach() for name, each in q.scale.items()},
+            loc,
+            {name: each.detach().clamp_min(least[name]) for name, each in q.scale.items()},
             codes=method.codes,
             outliers=method.outliers,
             em_steps=method.em_steps,
@@ -254,7 +272,8 @@ class SharingRun:
 
     def _finished(self, q: SharedNormal) -> SharedNormal:
         held_out = self.problem.validation
-        if self.method.rescale and self._tuning is not None and held_out is not None:
+        moved = self._tuning is not None or not self._is_independent
+        if self.method.rescale and moved and held_out is not None:
             posterior, size = self.problem.posterior(q), self.method.num_samples
             q = q.scaled(best_factor(posterior, held_out, num_samples=size))
         return q.rounded()
