@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from bayesify.errors import OptionError
 from bayesify.numerics.crps import mixture_crps
 from bayesify.numerics.noise import single_or_better
+from bayesify.numerics.softmax import entropy, log_softmax
 from bayesify.types import Named
 
 
@@ -78,10 +79,7 @@ class ClassPredictive(Predictive):
     @property
     def log_probs(self) -> Float[Tensor, "batch classes *positions"]:
         """Log of the averaged probabilities."""
-        pooled = mixture_log_prob(F.log_softmax(self.logits, 2))  # (B, C, ...)
-        if self.logit_temperature == 1.0:
-            return pooled
-        return F.log_softmax(pooled / self.logit_temperature, 1)
+        return self._tempered(mixture_log_prob(log_softmax(self.logits, 2)))
 
     @property
     def probs(self) -> Float[Tensor, "batch classes *positions"]:
@@ -104,11 +102,11 @@ class ClassPredictive(Predictive):
 
     def entropy(self) -> Float[Tensor, "batch *positions"]:
         """Entropy of the averaged predictive, nats."""
-        return torch.special.entr(self.probs).sum(1)
+        return entropy(self.log_probs, 1)
 
     def aleatoric(self) -> Float[Tensor, "batch *positions"]:
         """Mean over samples of each sample's entropy, nats."""
-        return torch.special.entr(F.softmax(self.logits, 2)).sum(2).mean(0)
+        return entropy(log_softmax(self.logits, 2), 2).mean(0)
 
     def mutual_information(self) -> Float[Tensor, "batch *positions"]:
         """Mutual information of y and the weights, nats: what more data could remove.
@@ -116,18 +114,33 @@ class ClassPredictive(Predictive):
         Computed before any `logit_temperature`, which is no statement about the weights. Exactly 0
         for a single sample, where rounding would leave a difference.
         """
-        if len(self.logits) == 1:
-            return torch.zeros_like(self.logits[0, :, 0])
-        pooled = mixture_log_prob(F.log_softmax(self.logits, 2)).exp()
-        return (torch.special.entr(pooled).sum(1) - self.aleatoric()).clamp_min(0)
+        return _mutual_information(log_softmax(self.logits, 2))
 
     def summary(self) -> Named:
         """`probs` (B, C, ...), `entropy` and `mutual_information` (B, ...)."""
+        each = log_softmax(self.logits, 2)
+        log_probs = self._tempered(mixture_log_prob(each))
         return {
-            "probs": self.probs,
-            "entropy": self.entropy(),
-            "mutual_information": self.mutual_information(),
+            "probs": log_probs.exp(),
+            "entropy": entropy(log_probs, 1),
+            "mutual_information": _mutual_information(each),
         }
+
+    def _tempered(
+        self, pooled: Float[Tensor, "batch classes *positions"]
+    ) -> Float[Tensor, "batch classes *positions"]:
+        if self.logit_temperature == 1.0:
+            return pooled
+        return log_softmax(pooled / self.logit_temperature, 1)
+
+
+def _mutual_information(
+    log_probs: Float[Tensor, "samples batch classes *positions"],
+) -> Float[Tensor, "batch *positions"]:
+    if len(log_probs) == 1:
+        return torch.zeros_like(log_probs[0, :, 0])
+    total = entropy(mixture_log_prob(log_probs), 1)
+    return (total - entropy(log_probs, 2).mean(0)).clamp_min(0)
 
 
 @dataclass(frozen=True)
