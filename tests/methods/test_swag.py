@@ -277,7 +277,7 @@ def test_a_run_that_would_collect_nothing_is_refused_before_the_pretraining():
 
 def test_a_rate_that_is_too_high_is_told():
     x, y = 1e3 * torch.randn(64, 4), torch.randn(64)
-    with pytest.raises(DivergenceError, match=r"SGD diverged at step \d+.*lower lr=10"):
+    with pytest.raises(DivergenceError, match=r"diverged at step \d+.*lower the learning rate"):
         fit(nn.Linear(4, 1), (x, y), SWAG(None, lr=10.0), likelihood=Gaussian(1.0))
 
 

@@ -5,6 +5,7 @@ the optimiser and the schedule, and which `fit` feeds with batches. All objectiv
 nats per example (`bayesify/objective.py`).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Optional, Protocol, runtime_checkable
@@ -142,7 +143,8 @@ class Streaming(Protocol):
 class GradientRun:
     """A run that descends the gradient of a loss with a torch optimiser.
 
-    The learning rates of all groups fall to zero along a cosine over the planned epochs.
+    The learning rates of all groups fall to zero along a cosine over the planned epochs, unless
+    they are constant.
 
     Args:
         terms: `(inputs, target) -> {"loss": ..., more to log}`, differentiable.
@@ -151,6 +153,7 @@ class GradientRun:
         steps_per_epoch: Batches in one.
         posterior: Builds the posterior from what has been learnt.
         epoch_ended: Called after every epoch.
+        constant: Whether the learning rates stay as they are.
     """
 
     def __init__(
@@ -162,13 +165,13 @@ class GradientRun:
         steps_per_epoch: int,
         posterior: Callable[[], Posterior],
         epoch_ended: Callable[[], None] = lambda: None,
+        constant: bool = False,
     ) -> None:
         self.epochs = epochs
         self._terms = terms
         self._optimiser = optimiser
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimiser, epochs * steps_per_epoch
-        )
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+        self._schedule = None if constant else cosine(optimiser, epochs * steps_per_epoch)
         self._posterior = posterior
         self._epoch_ended = epoch_ended
         self._steps = 0
@@ -183,7 +186,7 @@ class GradientRun:
         """
         terms = self._terms(inputs, target)
         log = {name: term.item() for name, term in terms.items()}
-        if not torch.isfinite(terms["loss"]):
+        if not math.isfinite(log["loss"]):
             raise DivergenceError(
                 f"training diverged at step {self._steps}: the loss is {log['loss']}, the last "
                 f"finite one was {self._last_loss}; lower the learning rate, and look for extreme "
@@ -200,7 +203,8 @@ class GradientRun:
                 f"lower the learning rate, and look for extreme values in the data."
             )
         self._optimiser.step()
-        self._schedule.step()
+        if self._schedule is not None:
+            self._schedule.step()
         self._steps, self._last_loss = self._steps + 1, log["loss"]
         return log
 

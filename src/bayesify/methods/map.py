@@ -2,17 +2,23 @@
 
     loss = mean_b -log p(y_b | x_b, w)  -  log p(w) / N,    p(w) = N(0, prior_scale^2)
 
-The ensemble of one member that starts from the given weights. No uncertainty about the weights: the
+The ensemble of one member that starts from the given weights, trained as torch trains any network:
+in its own parameters, so nothing is stacked or replaced. No uncertainty about the weights: the
 baseline that every method has to beat, and the pretraining of those that start from a trained net.
 Cost: that of ordinary training.
 """
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from bayesify.checkpointing import no_checkpointing
 from bayesify.distributions.particles import Particles
 from bayesify.methods.base import GradientRun, Problem
-from bayesify.methods.member_training import Training, train_members
+from bayesify.methods.member_training import optimiser_of, trainable
 from bayesify.options import check_options, option, register
+from bayesify.types import Inputs
+from bayesify.weights.trace import call
 
 
 @register
@@ -41,6 +47,19 @@ class MAP:
 
     def start(self, problem: Problem) -> GradientRun:
         """Train from the weights the model has."""
-        q = Particles.of_models([problem.model])
-        problem.model.train()
-        return train_members(problem, q, Training(self.epochs, self.lr, self.prior_scale))
+        model = problem.model.train()
+        share = 1 / (problem.num_data * self.prior_scale**2)
+
+        def terms(inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
+            with no_checkpointing():  # methods that go on from here would not bear it
+                outputs = problem.readout(call(model, inputs))
+            loss = -problem.likelihood.log_prob(outputs.unsqueeze(0), target).mean()
+            return {"loss": loss}
+
+        return GradientRun(
+            terms,
+            optimiser_of(problem, trainable(model, problem), lr=self.lr, decay=share),
+            epochs=self.epochs,
+            steps_per_epoch=problem.steps_per_epoch,
+            posterior=lambda: problem.posterior(Particles.of_models([model])),
+        )

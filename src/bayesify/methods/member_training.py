@@ -76,27 +76,14 @@ def train_members(
     problem: Problem, q: Particles | LowRankParticles, training: Training
 ) -> GradientRun:
     """A run that trains the members of q, in the mode that the model is in."""
-    learnt = [each for each in q.parameters() if each.requires_grad]
-    if not learnt:
-        raise UnsupportedModelError(
-            f"every weight of {type(problem.model).__name__} is frozen (requires_grad=False), so "
-            f"there is nothing to train; unfreeze some, or start from the trained network with "
-            f"`pretrain=None`."
-        )
+    learnt = trainable(q, problem)
     objective = _Objective(problem, q, training)
     in_weights = training.kernel not in (INDEPENDENT, "function")
     share = 1 / (problem.num_data * training.prior_scale**2)
     if training.kernel == "function":
         share /= q.size(1)  # as the direction is divided by M
     explicit = in_weights or training.decay > 0  # the prior's gradient, at the weights as they are
-    noise = list(problem.likelihood.parameters())
-    optimiser = adam(
-        [
-            {"params": learnt, "lr": training.lr},
-            {"params": noise, "lr": LIKELIHOOD_RATE * training.lr, "weight_decay": 0.0},
-        ],
-        weight_decay=0.0 if explicit else share,
-    )
+    optimiser = optimiser_of(problem, learnt, lr=training.lr, decay=0.0 if explicit else share)
 
     @torch.no_grad()
     def before(*_: Any) -> None:
@@ -125,6 +112,36 @@ def train_members(
         steps_per_epoch=problem.steps_per_epoch,
         posterior=lambda: problem.posterior(q),
         epoch_ended=objective.epoch_ended,
+    )
+
+
+def trainable(weights: nn.Module, problem: Problem) -> list[nn.Parameter]:
+    """The parameters of a network, or of members, that want a gradient.
+
+    Raises:
+        UnsupportedModelError: there are none.
+    """
+    learnt = [each for each in weights.parameters() if each.requires_grad]
+    if not learnt:
+        raise UnsupportedModelError(
+            f"every weight of {type(problem.model).__name__} is frozen (requires_grad=False), so "
+            f"there is nothing to train; unfreeze some, or start from the trained network with "
+            f"`pretrain=None`."
+        )
+    return learnt
+
+
+def optimiser_of(
+    problem: Problem, learnt: list[nn.Parameter], *, lr: float, decay: float
+) -> torch.optim.Adam:
+    """Adam, whose decay is the gradient of the prior; the likelihood's own numbers have none."""
+    noise = list(problem.likelihood.parameters())
+    return adam(
+        [
+            {"params": learnt, "lr": lr},
+            {"params": noise, "lr": LIKELIHOOD_RATE * lr, "weight_decay": 0.0},
+        ],
+        weight_decay=decay,
     )
 
 

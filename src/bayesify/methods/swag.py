@@ -23,7 +23,6 @@ predict.
 """
 
 import copy
-import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -33,8 +32,8 @@ from torch import Tensor, nn
 
 from bayesify.batch_norm import batch_norms, recalibrate_
 from bayesify.distributions.low_rank_normal import LowRankNormal
-from bayesify.errors import DivergenceError, OptionError, UnsupportedModelError
-from bayesify.methods.base import Method, Problem
+from bayesify.errors import OptionError, UnsupportedModelError
+from bayesify.methods.base import GradientRun, Method, Problem
 from bayesify.methods.map import MAP
 from bayesify.numerics.noise import single_or_better
 from bayesify.options import check_options, option, register
@@ -113,7 +112,7 @@ class SWAGRun:
         if not options.recalibrate:
             for norm in norms.values():
                 norm.eval()
-        self.optimiser = torch.optim.SGD(
+        sgd = torch.optim.SGD(
             [
                 {"params": list(self.weights.values())},
                 {"params": list(self.noise.values()), "weight_decay": 0.0},
@@ -122,8 +121,16 @@ class SWAGRun:
             momentum=options.momentum,
             weight_decay=1 / (problem.num_data * options.prior_scale**2),
         )
+        self.descent = GradientRun(
+            self._loss,
+            sgd,
+            epochs=self.epochs,
+            steps_per_epoch=problem.steps_per_epoch,
+            posterior=self.posterior,
+            constant=True,
+        )
         self.every = options.collect_every or problem.steps_per_epoch
-        self.steps, self.last_loss = 0, math.nan
+        self.steps = 0
         self._begin()
 
     def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
@@ -132,24 +139,16 @@ class SWAGRun:
         Raises:
             DivergenceError: the loss or its gradient is not finite; no weight has been changed.
         """
-        outputs = self.problem.readout(call(self.problem.model, inputs))
-        loss = -self.problem.likelihood.log_prob(outputs[None], target).mean()
-        self.optimiser.zero_grad()
-        loss.backward()
-        gradients = [e.grad for e in (*self.weights.values(), *self.noise.values())]
-        norm = nn.utils.get_total_norm([each for each in gradients if each is not None])
-        if not torch.isfinite(loss + norm):
-            raise DivergenceError(
-                f"SGD diverged at step {self.steps}: expected a finite loss and gradient, got "
-                f"{loss.item()} and one of norm {norm.item()}, after a loss of {self.last_loss}; "
-                f"lower lr={self.options.lr}, and look for extreme values in the data."
-            )
-        self.optimiser.step()
-        self.steps, self.last_loss = self.steps + 1, loss.item()
+        log = self.descent.step(inputs, target)
+        self.steps += 1
         if self.steps > self.begun and (self.steps - self.begun) % self.every == 0:
             self.iterates.add_(self.weights)
             self.noises.add_(self.noise)
-        return {"loss": self.last_loss}
+        return log
+
+    def _loss(self, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
+        outputs = self.problem.readout(call(self.problem.model, inputs))
+        return {"loss": -self.problem.likelihood.log_prob(outputs[None], target).mean()}
 
     def end_epoch(self, epoch: int) -> None:
         """Start to collect after the burn-in; after the last, put the network at the mean."""
