@@ -9,11 +9,12 @@ import dataclasses
 import math
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from bayesify.errors import OptionError
 
 T = TypeVar("T", bound=type)
+V = TypeVar("V")
 
 _KINDS: dict[str, type] = {}
 
@@ -22,6 +23,27 @@ HOME = "bayesify.methods"
 
 NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False"}
 """Types of fields whose values are checked, in words."""
+
+
+@dataclass(frozen=True)
+class ByTask(Generic[V]):
+    """What an option that was left at None stands for: it depends on what the outputs mean.
+
+    Args:
+        regression: For numbers.
+        classes: For classes, and for labels that are on or off.
+
+    Example:
+        >>> ByTask(regression=1.0, classes=0.1).of("multilabel")
+        0.1
+    """
+
+    regression: V
+    classes: V
+
+    def of(self, task: str) -> V:
+        """For a likelihood's task."""
+        return self.regression if task == "regression" else self.classes
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def test_exactly_the_last_layer_is_random():
 def test_it_is_mean_field_inference_on_that_layer():
     fields = dataclasses.fields(LastLayerVI)
     options = {each.name: getattr(LastLayerVI(), each.name) for each in fields}
-    options |= {"pretrain": MAP(epochs=2), "epochs": 2, "where": last_layer}
+    options |= {"pretrain": MAP(epochs=2), "epochs": 2, "where": last_layer, "temperature": 0.1}
     net, data = NETS["mlp"].model(), NETS["mlp"].data()
     special, general = (
         fit(net, data, kind(**options), seed=2).q for kind in (LastLayerVI, MeanFieldVI)

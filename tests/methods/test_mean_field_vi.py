@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayesify import MAP, Gaussian, MeanFieldVI, evaluate, first_layer, fit
+from bayesify import MAP, STF, Gaussian, LastLayerVI, MeanFieldVI, evaluate, first_layer, fit
 from bayesify.distributions.mean_field import MeanField
 from bayesify.objective import negative_elbo
 from bayesify.priors import NormalPrior
@@ -162,3 +162,16 @@ def test_the_trained_numbers_are_two_a_random_weight():
     assert posterior.trainable_parameters == 2 * 30
     rest = sum(each.numel() for each in weights_of(net).values()) - 30
     assert posterior.stored_parameters == 2 * 30 + rest
+
+
+def test_a_temperature_that_is_not_given_follows_the_task():
+    for kind in (MeanFieldVI, STF, LastLayerVI):
+        assert kind().temperature_for("regression") > kind().temperature_for("classification")
+        assert kind(temperature=0.5).temperature_for("regression") == 0.5
+    x = torch.randn(20, 3)
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    left, given = (
+        fit(net, (x, torch.arange(20) % 2), MeanFieldVI(None, epochs=2, temperature=each)).q
+        for each in (None, MeanFieldVI.temperatures.classes)
+    )
+    assert all(torch.equal(each, given.scale[name]) for name, each in left.scale.items())

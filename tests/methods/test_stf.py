@@ -23,6 +23,7 @@ def test_it_is_mean_field_inference_on_that_layer():
         "pretrain": MAP(epochs=2),
         "epochs": 2,
         "where": first_layer,
+        "temperature": 0.1,
     }
     net, data = NETS["mlp"].model(), NETS["mlp"].data()
     special, general = (fit(net, data, kind(**options), seed=2).q for kind in (STF, MeanFieldVI))

@@ -41,7 +41,7 @@ def test_an_mlp_with_dropout_has_it_behind_every_hidden_layer_and_the_same_weigh
     kinds = [type(each) for each in dropping]
     hidden = [nn.Linear, nn.ReLU, nn.Dropout]
     assert kinds == [nn.Flatten, *hidden, *hidden, nn.Linear]
-    assert {each.p for each in dropping if isinstance(each, nn.Dropout)} == {0.2}
+    assert {each.p for each in dropping if isinstance(each, nn.Dropout)} == {0.1}
     for name, each in plain.state_dict().items():
         assert torch.equal(each, dropping.state_dict()[name])
 

@@ -44,7 +44,7 @@ from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.modes import evaluating
 from bayesify.numerics.layer_regression import LayerRegression
-from bayesify.options import check_options, option, register
+from bayesify.options import ByTask, check_options, option, register
 from bayesify.posterior import WeightPosterior
 from bayesify.types import Inputs, Named, Where
 from bayesify.weights.linear_maps import LinearMap, roles
@@ -54,8 +54,10 @@ from bayesify.weights.select import all_weights
 FIRST_COVARIANCE = 0.1
 """V = 0.1 I for the noise of the very first forward pass, before F has seen a batch."""
 
-REGRESSION = Scales(prior_precision=0.1, damping=0.05, temperature=1.0)
-CLASSES = Scales(prior_precision=30.0, damping=0.02, temperature=0.5)
+SCALES = ByTask(
+    regression=Scales(prior_precision=0.1, damping=0.05, temperature=1.0),
+    classes=Scales(prior_precision=30.0, damping=0.02, temperature=0.5),
+)
 """What `None` stands for, by the likelihood's task; chosen on validation data.
 
 They differ because V does: the prior's variance is V / tau. Where the noise is learnt V is about
@@ -110,9 +112,9 @@ class BALI(LayerwiseOptions):
 
     def scales(self, likelihood: Likelihood) -> Scales:
         """The widths of prior, noise and data, where the options leave them to the task."""
-        defaults = REGRESSION if likelihood.task == "regression" else CLASSES
-        given = {each.name: getattr(self, each.name) for each in fields(Scales)}
-        return replace(defaults, **{n: each for n, each in given.items() if each is not None})
+        options = {each.name: getattr(self, each.name) for each in fields(Scales)}
+        given = {name: each for name, each in options.items() if each is not None}
+        return replace(SCALES.of(likelihood.task), **given)
 
     def start(self, problem: Problem) -> LayerwiseRun:
         """Find the layers, look at the data once, and begin."""

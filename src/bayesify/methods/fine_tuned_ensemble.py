@@ -45,7 +45,7 @@ class FineTunedEnsemble:
     )
     members: int = option(5, help="how many networks", at_least=2)
     epochs: int = option(5, help="passes over the data for each", at_least=1)
-    lr: float = option(3e-4, help="initial learning rate of Adam, falls along a cosine", above=0)
+    lr: float = option(1e-3, help="initial learning rate of Adam, falls along a cosine", above=0)
     prior_scale: float = option(1.0, help="standard deviation of the weights' prior", above=0)
     heads: Where | None = option(
         None, help="weights of a new head, drawn anew for each member; none: there is none"

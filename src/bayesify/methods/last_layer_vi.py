@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from bayesify.methods.base import Method
 from bayesify.methods.map import MAP
 from bayesify.methods.mean_field_vi import MeanFieldVI
-from bayesify.options import option, register
+from bayesify.options import ByTask, option, register
 from bayesify.types import Where
 from bayesify.weights.select import last_layer
 
@@ -42,3 +42,4 @@ class LastLayerVI(MeanFieldVI):
         MAP(), help="method that trains the network first; none: it is trained already"
     )
     where: Where = option(last_layer, help="which weights are random")
+    temperatures = ByTask(regression=1.0, classes=0.1)

@@ -30,7 +30,7 @@ from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.methods.base import GradientRun, Method, Problem, adam
 from bayesify.methods.map import MAP
 from bayesify.objective import elbo_terms
-from bayesify.options import check_options, option, register
+from bayesify.options import ByTask, check_options, option, register
 from bayesify.priors import NormalPrior
 from bayesify.types import Inputs, Named, Where
 from bayesify.weights.named import copied
@@ -67,8 +67,10 @@ class MeanFieldVI:
     prior_loc: str = option(
         "start", help="where the prior is centred: the start, or zero", choices=("zero", "start")
     )
-    temperature: float = option(
-        0.1, help="weight T of the KL term; 1 is Bayes, less is tempered", at_least=0
+    temperature: float | None = option(
+        None,
+        help="weight T of the KL term; 1 is Bayes, less is tempered; none: by the task",
+        at_least=0,
     )
     certify_split: float = option(
         0.0,
@@ -76,6 +78,9 @@ class MeanFieldVI:
         at_least=0,
         at_most=1,
     )
+
+    temperatures = ByTask(regression=0.1, classes=0.01)
+    """What a temperature of None stands for; chosen on validation data (benchmarks/defaults.md)."""
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -119,8 +124,12 @@ class MeanFieldVI:
             q.parameter_groups(lr=self.lr, scale_lr=self.scale_lr),
             likelihood_lr=self.scale_lr,
             epochs=self.epochs,
-            temperature=self.temperature,
+            temperature=self.temperature_for(problem.likelihood.task),
         )
+
+    def temperature_for(self, task: str) -> float:
+        """T, of a likelihood's task."""
+        return self.temperatures.of(task) if self.temperature is None else self.temperature
 
     def prior(self, start: Named) -> NormalPrior:
         """The prior over the weights that start at `start`."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from bayesify.methods.base import Method
 from bayesify.methods.map import MAP
 from bayesify.methods.mean_field_vi import MeanFieldVI
-from bayesify.options import option, register
+from bayesify.options import ByTask, option, register
 from bayesify.types import Where
 from bayesify.weights.select import first_layer
 
@@ -40,3 +40,4 @@ class STF(MeanFieldVI):
         MAP(), help="method that trains the network first; none: it is trained already"
     )
     where: Where = option(first_layer, help="which weights are random")
+    temperatures = ByTask(regression=1.0, classes=0.1)

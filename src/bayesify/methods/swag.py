@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from bayesify.batch_norm import batch_norms, recalibrate_
 from bayesify.distributions.low_rank_normal import LowRankNormal
 from bayesify.errors import OptionError, UnsupportedModelError
+from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import GradientRun, Method, Problem
 from bayesify.methods.map import MAP
 from bayesify.numerics.noise import single_or_better
@@ -42,6 +43,14 @@ from bayesify.types import Inputs, Named, Where
 from bayesify.weights.named import assign_, stacked
 from bayesify.weights.select import all_weights
 from bayesify.weights.trace import call
+
+RATE = 0.02
+"""Of SGD, where None was left to decide."""
+
+RATE_OF_VARIANCE = 0.1
+"""The same in units of the noise variance, where the likelihood has one: the curvature of the loss
+goes as its inverse, so that a rate which suits one noise diverges under a smaller.
+"""
 
 
 @register
@@ -66,7 +75,11 @@ class SWAG:
         20, help="passes over the data in which iterates are collected", at_least=1
     )
     burn_in: int = option(10, help="passes at the same rate before these", at_least=0)
-    lr: float = option(0.02, help="learning rate of SGD, constant", above=0)
+    lr: float | None = option(
+        None,
+        help="learning rate of SGD, constant; none: 0.02, or a tenth of the noise variance",
+        above=0,
+    )
     momentum: float = option(0.9, help="momentum of SGD, below 1", at_least=0, at_most=0.999)
     prior_scale: float = option(1.0, help="standard deviation of the weights' prior", above=0)
     rank: int = option(20, help="last deviations kept, K", at_least=2)
@@ -117,7 +130,7 @@ class SWAGRun:
                 {"params": list(self.weights.values())},
                 {"params": list(self.noise.values()), "weight_decay": 0.0},
             ],
-            lr=options.lr,
+            lr=options.lr or _rate(problem.likelihood),
             momentum=options.momentum,
             weight_decay=1 / (problem.num_data * options.prior_scale**2),
         )
@@ -218,6 +231,11 @@ class Iterates:
             for named in (self.mean, scale, stacked(rows))
         )
         return LowRankNormal(loc, diagonal, deviations)
+
+
+def _rate(likelihood: Likelihood) -> float:
+    precision = likelihood.output_precision(torch.empty(0))
+    return RATE if precision is None else RATE_OF_VARIANCE / precision.item()
 
 
 def _moving(problem: Problem, where: Where) -> dict[str, nn.Parameter]:

@@ -26,7 +26,7 @@ __all__ = ["MODELS", "build", "load_weights"]
 
 MODELS: Mapping[str, Callable[[Sequence[int], int], nn.Module]] = {
     "mlp": mlp.mlp,
-    "mlp-dropout": partial(mlp.mlp, dropout=0.2),
+    "mlp-dropout": partial(mlp.mlp, dropout=0.1),
     "cnn": cnn.cnn,
     "resnet20": resnet.resnet20,
     "resnet32": resnet.resnet32,
