@@ -9,8 +9,8 @@ The network was trained by others on all of CIFAR-10; FILE holds images of its t
 them by heart. So temperatures, and the scale of the rows "chosen by halves", are chosen on one half
 of the test images and judged on the other, both ways round. Shared arms are all of one unshared
 posterior, that of least NLL on all test images at S = 50: compare these with it, at the same scale.
-All see the same noise, S = 50 samples; fewer are the first of them. An arm is a file of log
-probabilities; what is there is not run again, so take a new folder after a change.
+All see the same noise, S = 50 samples, or 200 after tuning; fewer are the first of them. An arm is
+a file of log probabilities; what is there is not run again, so take a new folder after a change.
 """
 
 import argparse
@@ -87,6 +87,8 @@ NARROWER = (1.0, 0.85, 0.707)
 """Of the noise of a tuned posterior, as `rescale` would choose; by halves here, as all scales."""
 LONG = ("unshared", "K=64", "K=256")
 """Arms of all samples; others have ten."""
+MANY = {"K=256, tuned gently": 200}
+"""Arms of more."""
 
 
 def main() -> None:
@@ -152,7 +154,7 @@ def run(options: argparse.Namespace, net: torch.nn.Module, held: Any) -> None:
         wide = tuned(options.out / f"fit of {name}", net, training, method, factor)
         for narrower in NARROWER:
             scaled = posterior_of(net, wide.q.scaled(narrower).rounded())
-            keep(f"{name} x {narrower}", lambda p=scaled: p, SAMPLES)
+            keep(f"{name} x {narrower}", lambda p=scaled: p, MANY.get(name, SAMPLES))
 
 
 def tuned(
@@ -259,7 +261,7 @@ def report(folder: Path, target: Tensor) -> None:
     rows = []
     families = {"unshared": FACTORS, **dict.fromkeys(TUNED, NARROWER)}
     for arm, factors in families.items():
-        for samples in (10, SAMPLES):
+        for samples in {10, SAMPLES, MANY.get(arm, SAMPLES)}:
             try:
                 chosen = best_factors(folder, target, samples, arm, factors)
             except ValueError:  # none of them has been run
@@ -273,7 +275,8 @@ def report(folder: Path, target: Tensor) -> None:
             rows.append({"arm": name, "samples": samples, **judge(both, target), **facts})
     for file in sorted(folder.glob("*.safetensors")):
         log_probs, facts = read(folder, file.stem)
-        for samples in sorted({min(len(log_probs), each) for each in (10, SAMPLES)}):
+        wanted = (10, SAMPLES, *MANY.values())
+        for samples in sorted({min(len(log_probs), each) for each in wanted}):
             row = {"arm": file.stem, "samples": samples}
             rows.append(row | judge(averaged(log_probs, samples), target) | facts)
     table = Table("arm", "S", "accuracy", "NLL", "ECE", "NLL T", "ECE T", "numbers", "file", "pair")

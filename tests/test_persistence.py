@@ -200,6 +200,13 @@ def test_a_damaged_manifest_is_refused(saved, name):
         load(saved, other())
 
 
+def test_a_folder_of_the_version_before_is_read(saved):
+    file = saved / "manifest.json"
+    manifest = without(json.loads(file.read_text()), "posterior") | {"version": 2, "dropout": False}
+    file.write_text(json.dumps(manifest))
+    assert type(load(saved, other())) is WeightPosterior
+
+
 def test_what_is_no_posterior_is_refused(saved, tmp_path):
     with pytest.raises(LoadError, match="holds no posterior"):
         load(tmp_path / "nowhere", other())

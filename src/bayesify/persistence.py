@@ -36,7 +36,7 @@ from bayesify.types import Named, Readout
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
 
 FORMAT = "bayesify posterior"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 3  # version 2, which is read too, said `dropout` where 3 names the posterior
 MANIFEST = "manifest.json"
 PARTS = ("q", "base", "likelihood", "prior")
 
@@ -126,7 +126,8 @@ def load(
     manifest = read_manifest(folder)
     try:
         rebuild = {kind.__name__: around for kind, (_, around) in KINDS.items()}
-        return rebuild[manifest["posterior"]](_rebuilt(folder, manifest, model, readout))
+        old = ("WeightPosterior", "DropoutPosterior")[manifest.get("dropout", False)]
+        return rebuild[manifest.get("posterior", old)](_rebuilt(folder, manifest, model, readout))
     except BayesifyError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -183,7 +184,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise LoadError(f"{file} is damaged ({error}); save the posterior again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise LoadError(f"{file} is not the manifest of a {FORMAT}.")
-    if manifest.get("version") != FORMAT_VERSION:
+    if manifest.get("version") not in (2, FORMAT_VERSION):
         raise LoadError(
             f"{file} has format version {manifest.get('version')}, this bayesify reads "
             f"{FORMAT_VERSION}; use the bayesify that wrote it ({manifest.get('written_by')})."
