@@ -79,7 +79,7 @@ class MeanFieldVI:
         at_most=1,
     )
 
-    temperatures = ByTask(regression=0.1, classes=0.01)
+    temperatures = ByTask(regression=1.0, classes=0.01)
     """What a temperature of None stands for; chosen on validation data (benchmarks/defaults.md)."""
 
     def __post_init__(self) -> None:
