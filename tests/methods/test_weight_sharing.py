@@ -34,7 +34,7 @@ from bayesify.weights.named import weights_of
 from ..zoo import NETS, TiedNet
 
 LAPLACE = DiagonalLaplace(pretrain=None, where=matrices, factor=0.1)
-VI = MeanFieldVI(pretrain=None, epochs=2)
+VI = MeanFieldVI(pretrain=None, epochs=2, temperature=0.1)
 WANDERING = SWAG(pretrain=None, burn_in=0, epochs=2, where=matrices)
 PLAIN = WeightSharing(pretrain=None, mean_field=LAPLACE, codes=12, outliers=0.05)
 
