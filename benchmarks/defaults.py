@@ -38,15 +38,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from published import resnet20, some, train_and_half_of_test
 from torch import nn
 
 import bayesify
 from bayesify.compare.likelihood import likelihood_of
 from bayesify.compare.suite import Entry, Suite, read
 from bayesify.data import Examples
-from bayesify.data.cifar import NORMALISE
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.evaluation.predictions import Predictions, collect
 from bayesify.likelihoods import Likelihood
@@ -168,25 +166,10 @@ def trained(case: Case, method: Any) -> Case:
 
 def published(suite: Suite, seed: int, images: Path, weights: Path) -> Case:
     """A published ResNet-20, its training images, and the first half of its test images."""
-    arrays = np.load(images)
-    train, test = (
-        Examples(
-            torch.from_numpy(arrays[f"x_{part}"]),
-            torch.from_numpy(arrays[f"y_{part}"]).long(),
-            NORMALISE,
-        )
-        for part in ("train", "test")
-    )
-    net = bayesify.models.build("resnet20", (3, 32, 32), 10)
-    bayesify.models.load_weights(net, weights)
-    halves = cut(some(test, 0, len(test) // 2))
+    net, (train, half) = resnet20(weights), train_and_half_of_test(images)
+    halves = cut(half)
     noise = likelihood_of("classification", {})
     return Case("resnet", suite, None, seed, train, halves, net, net, "classification", noise)
-
-
-def some(examples: Examples, start: int, stop: int) -> Examples:
-    """A slice."""
-    return replace(examples, x=examples.x[start:stop], y=examples.y[start:stop])
 
 
 def cut(examples: Examples) -> tuple[Examples, Examples]:

@@ -22,13 +22,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from published import resnet20, some, train_and_half_of_test
 from torch import nn
 
 import bayesify
 from bayesify.data import Examples
-from bayesify.data.cifar import NORMALISE
 from bayesify.weights.named import assign_
 
 RESULTS = Path(__file__).parent / "results" / "prior_study.jsonl"
@@ -106,23 +104,7 @@ def prepare(options: argparse.Namespace, seed: int) -> Case:
 
 def published(images: Path, weights: Path) -> Case:
     """A published ResNet-20, its training images, and the first half of its test images."""
-    arrays = np.load(images)
-    train, test = (
-        Examples(
-            torch.from_numpy(arrays[f"x_{part}"]),
-            torch.from_numpy(arrays[f"y_{part}"]).long(),
-            NORMALISE,
-        )
-        for part in ("train", "test")
-    )
-    net = bayesify.models.build("resnet20", (3, 32, 32), 10)
-    bayesify.models.load_weights(net, weights)
-    return Case(net, train, some(test, 0, len(test) // 2))
-
-
-def some(examples: Examples, start: int, stop: int) -> Examples:
-    """A slice."""
-    return replace(examples, x=examples.x[start:stop], y=examples.y[start:stop])
+    return Case(resnet20(weights), *train_and_half_of_test(images))
 
 
 def posterior_at(model: nn.Module) -> bayesify.WeightPosterior:

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from published import examples, resnet20
 from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
@@ -31,10 +32,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import bayesify
-from bayesify import models
 from bayesify.compression import Sizes
 from bayesify.data.augment import CropAndFlip
-from bayesify.data.cifar import NORMALISE
 from bayesify.data.parts import Examples
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.evaluation.metrics import accuracy, ece, nll
@@ -101,8 +100,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    net = models.build("resnet20", (3, 32, 32), 10)
-    models.load_weights(net, options.weights)
+    net = resnet20(options.weights)
     held = np.load(options.images)
     target = torch.from_numpy(held["y_test"]).long()
     if not options.report:
@@ -197,12 +195,6 @@ def describe(posterior: bayesify.WeightPosterior) -> dict[str, Any]:
         **(posterior.q.tally() if shared else {}),
         **sizes.to_json(),
     }
-
-
-def examples(held: Any, part: str, augment: Any = None) -> Examples:
-    """Images of a part."""
-    x, y = torch.from_numpy(held[f"x_{part}"]), torch.from_numpy(held[f"y_{part}"]).long()
-    return Examples(x, y, NORMALISE, augment)
 
 
 def averaged(log_probs: Tensor, samples: int) -> Tensor:

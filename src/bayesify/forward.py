@@ -1,10 +1,9 @@
 """The one place that calls a model with other weights.
 
-Every method, metric and attack goes through `outputs` (weight samples), `linearised_outputs` (those
-of the tangent) or `local_outputs` (training with local reparameterisation), or through `tape` or
-`squared_gradients` where it looks at layers or at single examples. The user's model is called
-through `torch.func.functional_call`, over many samples or examples at once through `torch.vmap`,
-and never changed.
+Every method, metric and attack goes through `outputs` (weight samples), `linearised_outputs` (the
+tangent's) or `local_outputs` (training with local reparameterisation), or through `tape` or
+`squared_gradients` where it looks at layers or single examples. The user's model is called through
+`torch.func.functional_call`, over many samples or examples by `torch.vmap`, and never changed.
 """
 
 import math
@@ -102,17 +101,15 @@ def outputs(
         with within():
             return _call(model, weights, seen, readout)
 
-    size = q.size(n)
     if own_inputs and not isinstance(inputs, Tensor):
         vectorize = False  # a mask that differs between samples is a branch on data to many models
-    at_once = (size if chunk_size is None else min(chunk_size, size)) if vectorize else 1
+    at_once = (q.size(n) if chunk_size is None else min(chunk_size, q.size(n))) if vectorize else 1
     frozen_base = at_once == 1 and bool(q.perturbed) and torch.is_grad_enabled()
     with no_checkpointing(), frozen_layers() if frozen_base else nullcontext():
         draws = q.draws(n, max(at_once, DRAWN_AT_ONCE), generator=generator)
         if own_inputs:
             draws = zip(draws, _parts(inputs, max(at_once, DRAWN_AT_ONCE)), strict=True)
-        results = [_over_samples(call, part) for draw in draws for part in _parts(draw, at_once)]
-    return results[0] if len(results) == 1 else torch.cat(results)
+        return _over_draws(call, draws, at_once)
 
 
 def linearised_outputs(
@@ -146,13 +143,11 @@ def linearised_outputs(
         value, along, *_ = jvp(at, (center,), (change,))
         return value + along
 
-    size = q.size(n)
-    at_once = (size if chunk_size is None else min(chunk_size, size)) if vectorize else 1
+    at_once = (q.size(n) if chunk_size is None else min(chunk_size, q.size(n))) if vectorize else 1
     try:
         with no_checkpointing(), attention_for_vmap():
             draws = q.draws(n, max(at_once, DRAWN_AT_ONCE), generator=generator)
-            parts = (part for draw in draws for part in _parts(draw, at_once))
-            return torch.cat([_over_samples(call, part) for part in parts])
+            return _over_draws(call, draws, at_once)
     except NotImplementedError as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be linearised: {str(error).splitlines()[0]} Sample its "
@@ -326,6 +321,11 @@ def _parts(draw: Draw, size: int) -> Iterator[Draw]:
     held = len(tree_leaves(draw)[0])
     for start in range(0, held, size):
         yield draw if size >= held else tree_map(lambda each, a=start: each[a : a + size], draw)
+
+
+def _over_draws(call: Callable[[Draw], Tensor], draws: Iterable[Draw], at_once: int) -> Tensor:
+    results = [_over_samples(call, part) for draw in draws for part in _parts(draw, at_once)]
+    return results[0] if len(results) == 1 else torch.cat(results)
 
 
 def _over_samples(call: Callable[[Draw], Tensor], draw: Draw) -> Tensor:

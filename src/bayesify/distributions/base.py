@@ -1,14 +1,18 @@
 """q(w): a distribution over some named weights of one model."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from bayesify.errors import OptionError
 from bayesify.types import Draw, Named
+
+Q = TypeVar("Q", bound="WeightDistribution")
 
 
 class WeightDistribution(nn.Module, ABC):
@@ -100,6 +104,19 @@ class Scalable(Protocol):
         Means, and what is held by a trainer (`requires_grad=False`), stay as they are.
         """
         ...
+
+
+def check_factor(factor: float) -> None:
+    """Of `scaled`: raise `OptionError` unless it is a finite number above 0."""
+    if not 0 < factor < math.inf:
+        raise OptionError(f"factor={factor}: expected a finite number above 0.")
+
+
+def learnt_as(old: Q, new: Q) -> Q:
+    """`new`, whose parameters want a gradient where those of `old`, of the same kind, do."""
+    for each, before in zip(new.parameters(), old.parameters(), strict=True):
+        each.requires_grad_(before.requires_grad)
+    return new
 
 
 @runtime_checkable

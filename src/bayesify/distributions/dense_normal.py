@@ -8,14 +8,13 @@ Cost: P (P + 1) / 2 numbers on disk for P weights, twice that in memory; one tri
 all samples.
 """
 
-import math
 from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.base import WeightDistribution, check_factor, learnt_as
 from bayesify.errors import LoadError, OptionError, ShapeError
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.types import Named
@@ -131,12 +130,8 @@ class DenseNormal(WeightDistribution):
             >>> q.scaled(0.5).scale["w"].tolist()
             [0.5, 0.5]
         """
-        if not 0 < factor < math.inf:
-            raise OptionError(f"factor={factor}: expected a finite number above 0.")
-        again = type(self)(self.loc.named(), self.factor / factor)
-        for new, old in zip(again.parameters(), self.parameters(), strict=True):
-            new.requires_grad_(old.requires_grad)
-        return again
+        check_factor(factor)
+        return learnt_as(self, type(self)(self.loc.named(), self.factor / factor))
 
     def _split(self, rows: Float[Tensor, "n numbers"]) -> Named:
         """By name, (n, *shape), in the dtypes of the weights."""

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.base import WeightDistribution, check_factor, learnt_as
 from bayesify.errors import OptionError, ShapeError
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.types import Named
@@ -157,15 +157,11 @@ class KroneckerNormal(WeightDistribution):
             >>> [each.scale["w"].item() for each in (q, q.scaled(2.0))]
             [0.5, 1.0]
         """
-        if not 0 < factor < math.inf:
-            raise OptionError(f"factor={factor}: expected a finite number above 0.")
+        check_factor(factor)
         held = {field: getattr(self, field).named() for field in FIELDS}
         for field in ("left_values", "prior"):
             held[field] = {name: each / factor**2 for name, each in held[field].items()}
-        again = type(self)(**held)
-        for new, old in zip(again.parameters(), self.parameters(), strict=True):
-            new.requires_grad_(old.requires_grad)
-        return again
+        return learnt_as(self, type(self)(**held))
 
 
 def _in_order(vectors: Named) -> Named:

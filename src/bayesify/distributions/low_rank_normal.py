@@ -14,7 +14,7 @@ from typing import Self
 
 import torch
 
-from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.base import WeightDistribution, check_factor, learnt_as
 from bayesify.errors import OptionError, ShapeError
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.types import Named
@@ -132,13 +132,9 @@ class LowRankNormal(WeightDistribution):
             >>> [round(each.scale["w"].item(), 2) for each in (q, q.scaled(2.0))]
             [1.22, 2.45]
         """
-        if not 0 < factor < math.inf:
-            raise OptionError(f"factor={factor}: expected a finite number above 0.")
+        check_factor(factor)
         diagonal, deviations = (
             {name: factor * each for name, each in held.named().items()}
             for held in (self.diagonal, self.deviations)
         )
-        again = type(self)(self.loc.named(), diagonal, deviations)
-        for new, old in zip(again.parameters(), self.parameters(), strict=True):
-            new.requires_grad_(old.requires_grad)
-        return again
+        return learnt_as(self, type(self)(self.loc.named(), diagonal, deviations))

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.base import WeightDistribution, check_factor, learnt_as
 from bayesify.errors import OptionError, ShapeError
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.types import Inputs, Named, Where
 from bayesify.weights.gaussian import GaussianWeight
 from bayesify.weights.named import copied, weights_of
-from bayesify.weights.select import all_weights
+from bayesify.weights.select import all_weights, chosen
 from bayesify.weights.store import Store, part
 
 
@@ -77,16 +77,8 @@ class MeanField(WeightDistribution):
         """
         if not scale > 0:
             raise OptionError(f"scale={scale}: expected a standard deviation above 0.")
-        if not callable(where):
-            raise OptionError(
-                f"where={where!r}: expected a selector such as bayesify.first_layer or "
-                f"bayesify.matching('*.weight'), not its name."
-            )
         weights = weights_of(model)
-        names = where(model, example)
-        if not names:
-            raise OptionError(f"{where} chose no weight of {type(model).__name__}.")
-        loc = {name: weights[name] for name in names}
+        loc = {name: weights[name] for name in chosen(where, model, example)}
         unit = magnitudes(loc) if relative else dict.fromkeys(loc, 1.0)
         return cls(loc, {n: torch.full_like(loc[n], scale * unit[n]) for n in loc})
 
@@ -148,14 +140,13 @@ class MeanField(WeightDistribution):
             >>> q.scaled(0.5).scale["w"].tolist()
             [0.5, 0.5]
         """
-        if not 0 < factor < math.inf:
-            raise OptionError(f"factor={factor}: expected a finite number above 0.")
-        again = type(self)(
-            self.loc.named(), {name: factor * each for name, each in self.scale.items()}
+        check_factor(factor)
+        return learnt_as(
+            self,
+            type(self)(
+                self.loc.named(), {name: factor * each for name, each in self.scale.items()}
+            ),
         )
-        for new, old in zip(again.parameters(), self.parameters(), strict=True):
-            new.requires_grad_(old.requires_grad)
-        return again
 
     def parameter_groups(self, *, lr: float, scale_lr: float) -> list[dict[str, object]]:
         """Two groups for a torch optimiser: the means, and the scales with a rate of their own.

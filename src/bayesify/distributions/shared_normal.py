@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.base import WeightDistribution, check_factor
 from bayesify.distributions.packed_normal import pack_state, unpack_state
 from bayesify.errors import BayesifyError, LoadError, OptionError, ShapeError, UnsupportedModelError
 from bayesify.numerics.noise import standard_normal_rows
@@ -209,8 +209,7 @@ class SharedNormal(WeightDistribution):
 
     def scaled(self, factor: float) -> "SharedNormal":
         """The same with all standard deviations multiplied by `factor` > 0."""
-        if not 0 < factor < float("inf"):
-            raise OptionError(f"factor={factor}: expected a finite number above 0.")
+        check_factor(factor)
         again = self._copy()
         with torch.no_grad():
             again.log_scale += math.log(factor)

@@ -20,6 +20,7 @@ from bayesify.likelihoods import Likelihood
 from bayesify.posterior import Posterior, WeightPosterior
 from bayesify.priors import Prior
 from bayesify.types import Inputs, Named, Readout
+from bayesify.weights.trace import call
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Problem:
     vectorize: bool
     generator: torch.Generator
     validation: Callable[[], Iterator[tuple[Inputs, Tensor]]] | None = None
+
+    def network_loss(self, inputs: Inputs, target: Tensor) -> Tensor:
+        """Of the network as it is: mean of -log p, nats per example (and position)."""
+        outputs = self.readout(call(self.model, inputs))
+        return -self.likelihood.log_prob(outputs[None], target).mean()
 
     def posterior(self, q: WeightDistribution, prior: Prior | None = None) -> WeightPosterior:
         """The model and the likelihood with q over the weights, which had that prior."""

@@ -31,7 +31,7 @@ from bayesify.batches import rows
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.mean_field import MeanField, magnitudes
-from bayesify.errors import DivergenceError, OptionError
+from bayesify.errors import DivergenceError
 from bayesify.linearised import LinearisedPosterior
 from bayesify.methods.base import Method, Problem
 from bayesify.methods.laplace_torch import Curvature
@@ -42,7 +42,7 @@ from bayesify.posterior import WeightPosterior
 from bayesify.rescaling import best_factor
 from bayesify.types import Inputs, Where
 from bayesify.weights.named import weights_of
-from bayesify.weights.select import last_layer
+from bayesify.weights.select import chosen, last_layer
 from bayesify.weights.trace import call
 
 TOLERANCE = 1e-3
@@ -110,14 +110,7 @@ class LaplaceRun:
     def __init__(self, options: Laplace, problem: Problem) -> None:
         self.options, self.problem = options, problem
         model = problem.model.eval().requires_grad_(False)
-        if not callable(options.where):
-            raise OptionError(
-                f"where={options.where!r}: expected a selector such as bayesify.last_layer or "
-                f"bayesify.matching('*.weight'), not its name."
-            )
-        self.names = options.where(model, problem.example)
-        if not self.names:
-            raise OptionError(f"{options.where} chose no weight of {type(model).__name__}.")
+        self.names = chosen(options.where, model, problem.example)
         few = rows(problem.example, slice(2))
         self._curvature().add_(few, self._drawn(few))  # says now if it cannot be done
         self.curvature = self._curvature()
@@ -130,7 +123,8 @@ class LaplaceRun:
         Raises:
             DivergenceError: the loss or the curvature is not finite.
         """
-        loss = -self.problem.likelihood.log_prob(self._outputs(inputs)[None], target).mean().item()
+        with torch.no_grad(), evaluating(self.problem.model):
+            loss = self.problem.network_loss(inputs, target).item()
         if not math.isfinite(loss):
             raise DivergenceError(
                 f"the loss of the trained network is {loss}; look for extreme values in the data "

@@ -18,7 +18,6 @@ from bayesify.methods.base import GradientRun, Problem
 from bayesify.methods.member_training import optimiser_of, trainable
 from bayesify.options import check_options, option, register
 from bayesify.types import Inputs
-from bayesify.weights.trace import call
 
 
 @register
@@ -52,9 +51,7 @@ class MAP:
 
         def terms(inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
             with no_checkpointing():  # methods that go on from here would not bear it
-                outputs = problem.readout(call(model, inputs))
-            loss = -problem.likelihood.log_prob(outputs.unsqueeze(0), target).mean()
-            return {"loss": loss}
+                return {"loss": problem.network_loss(inputs, target)}
 
         return GradientRun(
             terms,

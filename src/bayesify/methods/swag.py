@@ -41,8 +41,7 @@ from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
 from bayesify.types import Inputs, Named, Where
 from bayesify.weights.named import assign_, stacked
-from bayesify.weights.select import all_weights
-from bayesify.weights.trace import call
+from bayesify.weights.select import all_weights, chosen
 
 RATE = 0.02
 """Of SGD, where None was left to decide."""
@@ -135,7 +134,7 @@ class SWAGRun:
             weight_decay=1 / (problem.num_data * options.prior_scale**2),
         )
         self.descent = GradientRun(
-            self._loss,
+            lambda inputs, target: {"loss": problem.network_loss(inputs, target)},
             sgd,
             epochs=self.epochs,
             steps_per_epoch=problem.steps_per_epoch,
@@ -158,10 +157,6 @@ class SWAGRun:
             self.iterates.add_(self.weights)
             self.noises.add_(self.noise)
         return log
-
-    def _loss(self, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        outputs = self.problem.readout(call(self.problem.model, inputs))
-        return {"loss": -self.problem.likelihood.log_prob(outputs[None], target).mean()}
 
     def end_epoch(self, epoch: int) -> None:
         """Start to collect after the burn-in; after the last, put the network at the mean."""
@@ -240,15 +235,8 @@ def _rate(likelihood: Likelihood) -> float:
 
 def _moving(problem: Problem, where: Where) -> dict[str, nn.Parameter]:
     """The chosen weights that are not frozen; all others are, from here on."""
-    if not callable(where):
-        raise OptionError(
-            f"where={where!r}: expected a selector such as bayesify.first_layer or "
-            f"bayesify.matching('*.weight'), not its name."
-        )
     model = problem.model
-    names = where(model, problem.example)
-    if not names:
-        raise OptionError(f"{where} chose no weight of {type(model).__name__}.")
+    names = chosen(where, model, problem.example)
     held = dict(model.named_parameters())
     moving = {name: held[name] for name in names if held[name].requires_grad}
     if not moving:

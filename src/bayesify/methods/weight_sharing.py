@@ -227,14 +227,16 @@ class SharingRun:
 
     def _source_posterior(self) -> WeightPosterior:
         posterior = self._source_run.posterior()
-        q = posterior.q if isinstance(posterior, WeightPosterior) else None
-        if not isinstance(q, Marginals) or isinstance(q, SharedNormal):
+        if (
+            not isinstance(posterior, WeightPosterior)
+            or not isinstance(posterior.q, Marginals)
+            or isinstance(posterior.q, SharedNormal)
+        ):
             raise UnsupportedModelError(
                 f"WeightSharing(mean_field={type(self.method.mean_field).__name__}(...)): expected "
                 f"a method that fits a mean-field posterior, as DiagonalLaplace or MeanFieldVI, or "
                 f"other Gaussians over the weights, as SWAG."
             )
-        assert isinstance(posterior, WeightPosterior)
         return posterior
 
     def _shared(self) -> tuple[Source, SharedNormal]:

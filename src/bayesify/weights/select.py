@@ -141,6 +141,27 @@ def matching(*patterns: str) -> Matching:
     return Matching(patterns)
 
 
+def chosen(where: Where, model: nn.Module, example: Inputs | None = None) -> list[str]:
+    """The names of the weights that `where` chooses, at least one.
+
+    Raises:
+        OptionError: `where` is the name of a selector and no selector, or it chooses nothing.
+
+    Example:
+        >>> chosen(matrices, nn.Linear(4, 3))
+        ['weight']
+    """
+    if not callable(where):
+        raise OptionError(
+            f"where={where!r}: expected a selector such as bayesify.first_layer or "
+            f"bayesify.matching('*.weight'), not its name."
+        )
+    names = where(model, example)
+    if not names:
+        raise OptionError(f"{where} chose no weight of {type(model).__name__}.")
+    return names
+
+
 def where_from_text(text: str) -> Where:
     """The selector that a command line names.
 
