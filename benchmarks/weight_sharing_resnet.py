@@ -9,8 +9,8 @@ The network was trained by others on all of CIFAR-10; FILE holds images of its t
 them by heart. So temperatures, and the scale of the rows "chosen by halves", are chosen on one half
 of the test images and judged on the other, both ways round. Shared arms are all of one unshared
 posterior, that of least NLL on all test images at S = 50: compare these with it, at the same scale.
-All see the same noise, S = 50 samples, or 200 after tuning; fewer are the first of them. An arm is
-a file of log probabilities; what is there is not run again, so take a new folder after a change.
+All see the same noise, S = 50 samples, or 200 of the best arms; fewer are the first of them. An arm
+is a file of log probabilities; what is there is not run again, so take a new folder after a change.
 """
 
 import argparse
@@ -84,9 +84,9 @@ VARIATIONAL = bayesify.MeanFieldVI(
 )
 NARROWER = (1.0, 0.85, 0.707)
 """Of the noise of a tuned posterior, as `rescale` would choose; by halves here, as all scales."""
-LONG = ("unshared", "K=64", "K=256")
+LONG = ("unshared", "K=64")
 """Arms of all samples; others have ten."""
-MANY = {"K=256, tuned gently": 200}
+MANY = {"K=256": 200, "K=256, tuned gently": 200}
 """Arms of more."""
 
 
@@ -142,7 +142,7 @@ def run(options: argparse.Namespace, net: torch.nn.Module, held: Any) -> None:
         return posterior_of(net, q.rounded())
 
     for name, how in (SHARED | FIXED).items():
-        count = 1 if name in FIXED else SAMPLES if name in LONG else 10
+        count = 1 if name in FIXED else MANY.get(name, SAMPLES if name in LONG else 10)
         keep(name, lambda how=how: sharing(how), count)
     training = examples(held, "train", CropAndFlip())
     keep("mean-field VI", lambda: bayesify.fit(net, training, VARIATIONAL), SAMPLES)
@@ -267,7 +267,7 @@ def report(folder: Path, target: Tensor) -> None:
             rows.append({"arm": name, "samples": samples, **judge(both, target), **facts})
     for file in sorted(folder.glob("*.safetensors")):
         log_probs, facts = read(folder, file.stem)
-        wanted = (10, SAMPLES, *MANY.values())
+        wanted = {10, SAMPLES, *MANY.values()}
         for samples in sorted({min(len(log_probs), each) for each in wanted}):
             row = {"arm": file.stem, "samples": samples}
             rows.append(row | judge(averaged(log_probs, samples), target) | facts)

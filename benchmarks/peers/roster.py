@@ -19,8 +19,7 @@ class Row:
         title: As it stands in the table.
         where: "module:function" of this folder.
         grid: Learning rates it may choose from, by the NLL on the validation part.
-        like: `where` of the row whose choice it takes over: where a grid of its own would be dear,
-            and in all rows of ours, which take the rate of their MAP and else their defaults.
+        like: `where` of the row whose choice it takes over: where a grid of its own would be dear.
         networks: Passes over the data in units of the epochs: members of an ensemble.
         more: Further passes over the training data after the epochs.
         budget: How a method that starts from a trained network divides the epochs.
@@ -132,14 +131,12 @@ ROWS = (
         MEAN_FIELD,
         "**bayesify** MeanFieldVI",
         "ours:mean_field",
-        like="ours:map_",
         budget="2/3 MAP",
     ),
     Row(
         MEAN_FIELD,
         "**bayesify** MeanFieldVI, wide",
         "ours:mean_field_wide",
-        like="ours:map_",
         budget="2/3 MAP",
         snag="initial_scale=.5, prior_scale=1, temperature=.01, lr as MAP's",
     ),
@@ -147,13 +144,12 @@ ROWS = (
         MEAN_FIELD,
         "**bayesify** STF",
         "ours:stf",
-        like="ours:map_",
         budget="2/3 MAP",
         snag="first layer alone",
     ),
     Row(DROPOUT, "plain torch", "plain_torch:dropout"),
     Row(DROPOUT, "torch-uncertainty", "torch_uncertainty_:dropout", snag="Lightning"),
-    Row(DROPOUT, "**bayesify** MCDropout", "ours:dropout", like="ours:map_", more=1),
+    Row(DROPOUT, "**bayesify** MCDropout", "ours:dropout", more=1),
     Row(
         SWAG,
         "torch-uncertainty",
@@ -161,7 +157,7 @@ ROWS = (
         budget="2/3 Adam",
         snag="silently the plain network without a validation loader",
     ),
-    Row(SWAG, "**bayesify** SWAG", "ours:swag", like="ours:map_", budget="1/2 MAP, 1/6 burn-in"),
+    Row(SWAG, "**bayesify** SWAG", "ours:swag", budget="1/2 MAP, 1/6 burn-in"),
     Row(
         LAPLACE,
         "laplace-torch, last layer",
@@ -181,7 +177,6 @@ ROWS = (
         LAPLACE,
         "**bayesify** DiagonalLaplace",
         "ours:diagonal_laplace",
-        like="ours:map_",
         more=1,
         snag="noise chosen on the validation part",
     ),
@@ -189,7 +184,6 @@ ROWS = (
         LAPLACE,
         "**bayesify** Laplace",
         "ours:laplace",
-        like="ours:map_",
         more=1,
         needs="Laplace",
         snag="noise scaled on the validation part",
@@ -198,7 +192,6 @@ ROWS = (
         LAPLACE,
         "**bayesify** Laplace, all layers",
         "ours:laplace_all",
-        like="ours:map_",
         more=1,
         needs="Laplace",
     ),
@@ -212,9 +205,15 @@ ROWS = (
     ),
     Row(
         LAST,
+        "vbll, diagonal, frozen",
+        "vbll_:frozen",
+        budget="2/3 Adam",
+        snag="on the features of a network that plain torch has trained; ours, not its tutorial",
+    ),
+    Row(
+        LAST,
         "**bayesify** LastLayerVI",
         "ours:last_layer_vi",
-        like="ours:map_",
         budget="2/3 MAP",
         needs="LastLayerVI",
     ),

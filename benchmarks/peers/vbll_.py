@@ -2,7 +2,7 @@
 
 import torch
 import vbll
-from job import Job, Predict, descend
+from job import Job, Predict, descend, trained
 from torch import Tensor, nn
 
 
@@ -16,11 +16,17 @@ def diagonal(job: Job) -> Predict:
     return _fit(job, "diagonal")
 
 
+def frozen(job: Job) -> Predict:
+    """Diagonal, on the features of a trained network: what our last-layer VI does."""
+    own = job.epochs // 3
+    features = trained(job, epochs=job.epochs - own)[:-1].requires_grad_(False)
+    last = _last_layer(job, "diagonal")
+    descend(job, lambda x, y: last(features(x)).train_loss_fn(y), last.parameters(), epochs=own)
+    return _predictive(job, features, last)
+
+
 def _fit(job: Job, covariance: str) -> Predict:
-    features = job.net(outputs=False)
-    last = vbll.DiscClassification(
-        job.hidden[-1], job.num_classes, 1 / job.num_data, parameterization=covariance
-    )
+    features, last = job.net(outputs=False), _last_layer(job, covariance)
     net = nn.Sequential(features, last).train()
     descend(
         job,
@@ -30,7 +36,18 @@ def _fit(job: Job, covariance: str) -> Predict:
             {"params": last.parameters()},
         ],
     )
-    net.eval()
+    return _predictive(job, features, last)
+
+
+def _last_layer(job: Job, covariance: str) -> nn.Module:
+    return vbll.DiscClassification(
+        job.hidden[-1], job.num_classes, 1 / job.num_data, parameterization=covariance
+    )
+
+
+def _predictive(job: Job, features: nn.Module, last: nn.Module) -> Predict:
+    features.eval()
+    last.eval()
 
     @torch.no_grad()
     def predict(x: Tensor) -> Tensor:

@@ -253,6 +253,27 @@ def test_a_trained_network_is_where_it_starts():
     assert fit(net, data, BALI(**options)).record.history[-1]["loss"] > 2 * trained
 
 
+def test_weights_drawn_anew_owe_nothing_to_the_networks_own():
+    x, y = torch.randn(60, 3), torch.randint(2, (60,))
+    means = {}
+    for how in ("own", "he"):
+        for factor in (1.0, 7.0):
+            torch.manual_seed(0)
+            net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+            with torch.no_grad():
+                net[0].weight *= factor
+            fitted = fit(net, (x, y), BALI(epochs=1, min_steps=1, first_weights=how), seed=1)
+            means[how, factor] = fitted.q.point()["0.weight"]
+    assert torch.equal(means["he", 1.0], means["he", 7.0])
+    assert not torch.allclose(means["own", 1.0], means["own", 7.0])
+    assert not torch.allclose(means["own", 1.0], means["he", 1.0])
+
+
+def test_a_trained_network_is_not_thrown_away():
+    with pytest.raises(OptionError, match="would be thrown away"):
+        BALI(pretrain=MAP(), first_weights="he")
+
+
 def test_a_trained_network_is_one_start_not_several():
     with pytest.raises(OptionError, match="members=1"):
         BALI(pretrain=MAP(), members=4)

@@ -36,6 +36,24 @@ def test_means_are_the_weights_it_was_made_of():
     assert layer(None).means(torch.float32)["w"].dtype == torch.float32
 
 
+@pytest.mark.parametrize(("is_output", "variance"), [(False, 2 / 300), (True, 1 / 300)])
+def test_drawn_anew_layers_have_the_variance_that_keeps_activations_alike(is_output, variance):
+    matrix = torch.zeros(2, 301, 400).double()
+    gram = torch.eye(301).repeat(2, 1, 1)
+    regression = LayerRegression.start(matrix, gram, prior_precision=1.0, covariance=0.1)
+    found = LearntLayer(
+        LinearMap("w", "b"), Layer("w", "b"), torch.Size([400, 300]), regression, is_output
+    )
+    found.draw_anew_(torch.Generator().manual_seed(0))
+    weights, biases = found.regression.mean[:, :300], found.regression.mean[:, 300]
+    assert torch.equal(biases, torch.zeros(2, 400).double())
+    for member in weights:  # 120,000 draws: the variance is known to .4 %
+        assert member.var().item() == pytest.approx(variance, rel=0.02)
+        assert abs(member.mean().item()) < 4 * (variance / member.numel()) ** 0.5
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(found.regression.row, regression.row)  # the data are yet to be seen
+
+
 def test_rows_of_the_tape_have_the_members_in_front_and_uses_one_after_the_other():
     tape, found = Tape(), layer()
     tape.calls.append({})

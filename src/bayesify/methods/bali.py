@@ -15,9 +15,10 @@ our completion, and each open choice is an option (docs/methods/bali.md lists th
                 P M <- (1 - rho) P M + rho w H^T (pseudo-targets)     (rho: cosine after a warm-up)
     noise s^2   of a Gaussian: moving average of squared residuals of noisy forward passes
 
-It starts from the network's weights, with the second moments of the features that they cause (one
-pass over the data): from zero statistics the first batch would be fitted completely. The step from
-outputs to targets is the noise covariance V: with k V the prior would silently be scaled by 1 / k.
+It starts from the network's weights, or from He's, with the second moments of the features that
+they cause (one pass over the data): from zero statistics the first batch would be fitted
+completely. The step from outputs to targets is the noise covariance V: with k V the prior would
+silently be scaled by 1 / k.
 K members are K independent posteriors from K starts, run at once; the posterior is their mixture.
 The layers are updated all at once, and forward passes in training draw each example's outputs from
 their marginal (`weights/regression.py`).
@@ -27,7 +28,6 @@ output position, and is dear. It stores a^2 + b^2 numbers a layer besides the we
 """
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -82,6 +82,11 @@ class BALI(LayerwiseOptions):
         None, help="method that trains the network first; none: BALI trains it itself"
     )
     where: Where = option(all_weights, help="which weights are learnt; the others stay")
+    first_weights: str = option(
+        "own",
+        help="where layers begin: at the network's own weights, or at He's, drawn anew for ReLUs",
+        choices=("own", "he"),
+    )
     members: int = option(1, help="how many independent posteriors are mixed", at_least=1)
     epochs: int = option(10, help="passes over the data, at least", at_least=1)
     min_steps: int = option(2000, help="steps at least: small data get more passes", at_least=1)
@@ -109,6 +114,11 @@ class BALI(LayerwiseOptions):
                 f"BALI(members={self.members}, pretrain=...): only the first member would start "
                 f"from the trained network; expected members=1, or pretrain none."
             )
+        if self.first_weights != "own" and self.pretrain is not None:
+            raise OptionError(
+                f"BALI(first_weights={self.first_weights!r}, pretrain=...): the trained weights "
+                f"would be thrown away; expected first_weights='own', or pretrain none."
+            )
 
     def scales(self, likelihood: Likelihood) -> Scales:
         """The widths of prior, noise and data, where the options leave them to the task."""
@@ -129,7 +139,7 @@ class BALI(LayerwiseOptions):
             points={name: weights[name] for name in learnt.points},
             buffers=stacked([buffers_of(each) for each in starts]),
         )
-        self._see_data(run, problem.inputs())
+        self._see_data(run, problem)
         return run
 
     def resume(self, posterior: WeightPosterior, example: Inputs) -> LayerwiseRun:
@@ -244,16 +254,19 @@ class BALI(LayerwiseOptions):
             readout=problem.readout,
         )
 
-    def _see_data(self, run: LayerwiseRun, batches: Iterable[Inputs]) -> None:
+    def _see_data(self, run: LayerwiseRun, problem: Problem) -> None:
         """Begin with the second moments of the features under the first weights.
 
         Starting them at zero would fit the first batch completely, and diverge.
         """
         grams: dict[str, Tensor] = {}
         seen = 0
-        for inputs in batches:
+        for inputs in problem.inputs():
             if not seen:
                 _probe(run, inputs)
+                if self.first_weights == "he":
+                    for layer in run.layers:
+                        layer.draw_anew_(problem.generator)
             _, tape = run.look(inputs)
             for layer in run.layers:
                 h = layer.features(tape)

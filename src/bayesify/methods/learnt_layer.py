@@ -1,7 +1,8 @@
 """One layer while it is learnt: how it acts in the network, and its running regression."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -86,6 +87,18 @@ class LearntLayer:
             generator=generator,
         )
         return loc | {self.name: weight}
+
+    def draw_anew_(self, generator: torch.Generator) -> None:
+        """Means as He et al. 2015, arXiv 1502.01852, eq. 10, begin: N(0, 2 / inputs), biases zero.
+
+        The variance is half of that at the network's output, which no ReLU follows.
+        """
+        mean = self.regression.mean
+        inputs = mean.shape[1] - self._constant
+        drawn = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean)
+        drawn *= math.sqrt((1 if self.is_output else 2) / inputs)
+        drawn[:, inputs:] = 0  # the constant feature is the last
+        self.regression = replace(self.regression, mean=drawn)
 
     def highest_rate(self, batch: int, num_data: int) -> float:
         """The forgetting rate at which P rests on just enough rows for its features.
