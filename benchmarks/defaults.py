@@ -60,7 +60,7 @@ LIMITS = {"fashion": (5000, 2000)}
 
 RATES = {"digits": (0.05, 0.1, 0.2, 0.5), "concrete": (0.01, 0.05, 0.1, 0.2)}
 NAMES = {kind: name for name, kind in bayesify.METHODS.items()}
-CHOOSING = ("diagonal-laplace", "weight-sharing")
+CHOOSING = ("diagonal-laplace", "laplace", "weight-sharing")
 """Methods that choose a number on the examples that `fit` gets as `validation`."""
 
 

@@ -26,7 +26,7 @@ FLOORS = [
     "weights numerics data models",
     "predictive likelihoods priors distributions",
     "forward",
-    "posterior objective checks rescaling dropout linearised",
+    "posterior objective checks rescaling dropout linearised probit",
     "methods",
     "callbacks fitting persistence adapters progress streaming recalibration compression",
     "evaluation",

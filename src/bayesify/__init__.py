@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         RegressionPredictive,
     )
     from bayesify.priors import NormalPrior, Prior
+    from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
     from bayesify.progress import ProgressBar
     from bayesify.recalibration import recalibrated
     from bayesify.rescaling import rescaled
@@ -134,6 +135,8 @@ _HOME = {
     "DropoutPosterior": "bayesify.dropout",
     "LinearisedPosterior": "bayesify.linearised",
     "FitRecord": "bayesify.posterior",
+    "ProbitPosterior": "bayesify.probit",
+    "LinearisedProbitPosterior": "bayesify.probit",
     "Predictive": "bayesify.predictive",
     "ClassPredictive": "bayesify.predictive",
     "MultiLabelPredictive": "bayesify.predictive",

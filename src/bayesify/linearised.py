@@ -14,7 +14,7 @@ J is never formed. A sample costs one product with it, forward in one pass besid
 
 import warnings
 from functools import cache
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -60,19 +60,6 @@ class LinearisedPosterior(WeightPosterior):
                 f"is linearised; take a plain bayesify.WeightPosterior."
             )
 
-    @classmethod
-    def around(cls, posterior: WeightPosterior) -> Self:
-        """The same model, distribution and likelihood, linearised; all parts are shared."""
-        return cls(
-            posterior.model,
-            posterior.q,
-            posterior.likelihood,
-            readout=posterior.readout,
-            vectorize=posterior.vectorize,
-            record=posterior.record,
-            prior=posterior.prior,
-        )
-
     def outputs(
         self,
         x: Inputs,
@@ -100,10 +87,6 @@ class LinearisedPosterior(WeightPosterior):
                 vectorize=self.vectorize,
                 readout=self.readout,
             )
-
-    def replaced(self, q: WeightDistribution) -> "LinearisedPosterior":
-        """The same with another distribution; linear around its point."""
-        return type(self).around(super().replaced(q))
 
 
 @cache

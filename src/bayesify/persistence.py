@@ -32,6 +32,7 @@ from bayesify.likelihoods import LIKELIHOODS
 from bayesify.linearised import LinearisedPosterior
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
 from bayesify.priors import NormalPrior
+from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
 from bayesify.types import Named, Readout
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
 
@@ -40,9 +41,9 @@ FORMAT_VERSION = 3  # version 2, which is read too, said `dropout` where 3 names
 MANIFEST = "manifest.json"
 PARTS = ("q", "base", "likelihood", "prior")
 
+_PLAIN = (WeightPosterior, LinearisedPosterior, ProbitPosterior, LinearisedProbitPosterior)
 KINDS: dict[type, tuple[Callable[[Any], WeightPosterior], Callable[[WeightPosterior], Any]]] = {
-    WeightPosterior: (lambda each: each, lambda each: each),
-    LinearisedPosterior: (lambda each: each, LinearisedPosterior.around),
+    **{kind: (lambda each: each, kind.around) for kind in _PLAIN},
     DropoutPosterior: (DropoutPosterior.without_dropout, DropoutPosterior.around),
 }
 """What can be saved: how it becomes a plain distribution over weights, and again what it was."""
@@ -94,10 +95,8 @@ def save(
         for part, tensors in parts.items():
             if tensors:
                 file = folder / f"{part}.safetensors"
-                save_file(
-                    {name: each.detach().contiguous().clone() for name, each in tensors.items()},
-                    file,
-                )
+                plain = {n: each.detach().contiguous().clone() for n, each in tensors.items()}
+                save_file(plain, file)
                 files[file.name] = {
                     "bytes": file.stat().st_size,
                     "sha256": _file_digest(file),

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -256,18 +256,31 @@ class WeightPosterior(Posterior):
         everything = weights_of(self.model) | buffers_of(self.model)
         return {name: each for name, each in everything.items() if name not in covered}
 
-    def replaced(self, q: WeightDistribution) -> "WeightPosterior":
+    def replaced(self, q: WeightDistribution) -> Self:
         """The same with another distribution over the weights; the other parts are shared.
 
         The prior is not: it was that of the old one.
         """
-        return WeightPosterior(
+        return type(self)(
             self.model,
             q,
             self.likelihood,
             readout=self.readout,
             vectorize=self.vectorize,
             record=self.record,
+        )
+
+    @classmethod
+    def around(cls, posterior: "WeightPosterior") -> Self:
+        """The same model, distribution and likelihood, seen as this kind; all parts are shared."""
+        return cls(
+            posterior.model,
+            posterior.q,
+            posterior.likelihood,
+            readout=posterior.readout,
+            vectorize=posterior.vectorize,
+            record=posterior.record,
+            prior=posterior.prior,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeightPosterior":

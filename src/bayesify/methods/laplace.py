@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayesify import probit
 from bayesify.batches import rows
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.kronecker_normal import KroneckerNormal
@@ -39,6 +40,7 @@ from bayesify.methods.map import MAP
 from bayesify.modes import evaluating
 from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
+from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
 from bayesify.rescaling import best_factor
 from bayesify.types import Inputs, Where
 from bayesify.weights.named import weights_of
@@ -82,6 +84,11 @@ class Laplace:
         "linearised",
         help="the network's tangent under weight samples, or the network itself under them",
         choices=("linearised", "sampled"),
+    )
+    average: str = option(
+        "probit",
+        help="over samples of class outputs: of their probabilities, or by the probit rule",
+        choices=("samples", "probit"),
     )
     rescale: bool = option(
         True,
@@ -143,8 +150,12 @@ class LaplaceRun:
 
     def posterior(self) -> WeightPosterior:
         """With the examples seen so far; before the first, as wide as the prior."""
-        posterior = self.problem.posterior(self._distribution())
-        return posterior if self.linear else LinearisedPosterior.around(posterior)
+        damped = self.options.average == "probit" and self.problem.likelihood.task in probit.TASKS
+        if self.linear:
+            kind = ProbitPosterior if damped else WeightPosterior
+        else:
+            kind = LinearisedProbitPosterior if damped else LinearisedPosterior
+        return kind.around(self.problem.posterior(self._distribution()))
 
     def log_evidence(self) -> float:
         """Laplace's approximation of ln p(D), nats."""
