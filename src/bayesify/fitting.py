@@ -227,6 +227,7 @@ def _train(
     if method.pretrain is not None:
         trained, _ = _train(early, method.pretrain, callbacks, history, early=early)
         assign_(problem.model, trained.point())
+        problem = replace(problem, trained=trained)
     device = next(problem.model.parameters()).device
     run = method.start(problem)
     phase, flops = type(method).__name__, None

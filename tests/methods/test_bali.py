@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesify import BALI, MAP, Categorical, Gaussian, fit, matching
+from bayesify import BALI, MAP, Categorical, Ensemble, Gaussian, fit, matching
 from bayesify.data import splits
 from bayesify.errors import (
     DivergenceError,
@@ -275,8 +275,24 @@ def test_a_trained_network_is_not_thrown_away():
 
 
 def test_a_trained_network_is_one_start_not_several():
-    with pytest.raises(OptionError, match="members=1"):
+    with pytest.raises(OptionError, match=r"expected pretrain=Ensemble\(members=4\)"):
         BALI(pretrain=MAP(), members=4)
+    with pytest.raises(OptionError, match="trains several networks"):
+        BALI(pretrain=Ensemble(members=3))
+
+
+def test_the_members_of_an_ensemble_are_as_many_starts():
+    x, y = torch.randn(60, 3), torch.randint(2, (60,))
+    net = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
+    ensemble = Ensemble(members=3, epochs=2)
+    still = {"epochs": 1, "min_steps": 1, "rate": 1e-9, "final_rate": 1e-9, "rest_lr": 1e-9}
+    before = fit(net, (x, y), ensemble, seed=1).q.stacked()
+    after = fit(net, (x, y), BALI(pretrain=ensemble, members=3, **still), seed=1).q
+    for name, each in after.loc.named().items():
+        torch.testing.assert_close(each, before[name], atol=1e-5, rtol=0)
+    gains = after.points.named()["1.weight"]
+    torch.testing.assert_close(gains, before["1.weight"], atol=1e-5, rtol=0)
+    assert not torch.allclose(gains[0], gains[1])
 
 
 def test_a_likelihood_that_learns_by_gradients_is_refused():

@@ -19,7 +19,8 @@ It starts from the network's weights, or from He's, with the second moments of t
 they cause (one pass over the data): from zero statistics the first batch would be fitted
 completely. The step from outputs to targets is the noise covariance V: with k V the prior would
 silently be scaled by 1 / k.
-K members are K independent posteriors from K starts, run at once; the posterior is their mixture.
+K members are K independent posteriors from K starts, those of an ensemble where that is the
+pretraining, run at once; the posterior is their mixture.
 The layers are updated all at once, and forward passes in training draw each example's outputs from
 their marginal (`weights/regression.py`).
 Cost of a step: a forward and two backward passes (none for weights), and per layer of a inputs and
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 
 from bayesify.batches import batch_size, first_example, to_device
 from bayesify.distributions.matrix_normal import Layer, MatrixNormal
+from bayesify.distributions.particles import Particles
 from bayesify.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import Method, Problem
@@ -109,10 +111,14 @@ class BALI(LayerwiseOptions):
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.members > 1 and self.pretrain is not None:
+        if self.pretrain is not None and getattr(self.pretrain, "members", 1) != self.members:
             raise OptionError(
-                f"BALI(members={self.members}, pretrain=...): only the first member would start "
-                f"from the trained network; expected members=1, or pretrain none."
+                f"BALI(members={self.members}, pretrain={type(self.pretrain).__name__}(...)): each "
+                f"posterior starts from a trained network of its own; expected "
+                f"pretrain=Ensemble(members={self.members}), or pretrain none."
+                if self.members > 1
+                else f"BALI(pretrain={type(self.pretrain).__name__}(...)) trains several networks; "
+                f"expected one, such as pretrain=MAP(), or as many members."
             )
         if self.first_weights != "own" and self.pretrain is not None:
             raise OptionError(
@@ -129,15 +135,13 @@ class BALI(LayerwiseOptions):
     def start(self, problem: Problem) -> LayerwiseRun:
         """Find the layers, look at the data once, and begin."""
         _check_likelihood(problem.likelihood)
-        model, more = problem.model, self.members - 1
-        learnt = self._learnt(model, problem.example)
-        starts = [model, *(fresh_starts(model, more, problem.generator) if more else ())]
-        weights = stacked([weights_of(each) for each in starts])
+        learnt = self._learnt(problem.model, problem.example)
+        weights, buffers = self._starts(problem)
         run = self._run(
             problem,
             [self._layer(each, law, weights) for each, law in learnt.layers],
             points={name: weights[name] for name in learnt.points},
-            buffers=stacked([buffers_of(each) for each in starts]),
+            buffers=buffers,
         )
         self._see_data(run, problem)
         return run
@@ -224,6 +228,16 @@ class BALI(LayerwiseOptions):
                 f"(requires_grad_(False)) to keep their values."
             )
         return Learnt(layers, points)
+
+    def _starts(self, problem: Problem) -> tuple[Named, Named]:
+        """Weights and buffers of K networks, (K, *shape): trained ones, or the model and others."""
+        trained = problem.trained.q if isinstance(problem.trained, WeightPosterior) else None
+        if isinstance(trained, Particles) and trained.size(1) == self.members:
+            return copied(trained.members.named()), copied(trained.statistics.named())
+        more = self.members - 1
+        fresh = fresh_starts(problem.model, more, problem.generator) if more else []
+        starts = [problem.model, *fresh]
+        return stacked([weights_of(e) for e in starts]), stacked([buffers_of(e) for e in starts])
 
     def _layer(self, linear_map: LinearMap, law: Layer, weights: Named) -> LearntLayer:
         matrix = _matrix(linear_map, law, weights)

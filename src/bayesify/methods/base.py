@@ -43,6 +43,8 @@ class Problem:
         validation: Gives batches of held-out examples, inputs and targets, on the model's device,
             in the order of their loader: for choosing numbers, never for training. None when none
             were given.
+        trained: What the pretraining left, whose point the model has already; None without one. Not
+            there while the fit is rehearsed.
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class Problem:
     vectorize: bool
     generator: torch.Generator
     validation: Callable[[], Iterator[tuple[Inputs, Tensor]]] | None = None
+    trained: Posterior | None = None
 
     def network_loss(self, inputs: Inputs, target: Tensor) -> Tensor:
         """Of the network as it is: mean of -log p, nats per example (and position)."""
