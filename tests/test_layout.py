@@ -35,7 +35,8 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
 SPECIALISES = {
-    ("bali", "fresh"),  # the random starts of its members
+    ("bali", "starts"),  # of its members
+    ("starts", "fresh"),
     ("bali", "layerwise"),  # its run
     ("bali", "layerwise_options"),
     ("bali", "learnt_layer"),

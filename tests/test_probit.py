@@ -6,8 +6,24 @@ import pytest
 import torch
 from torch import nn
 
-from bayesify import Bernoulli, Categorical, Gaussian, MeanField, load, save
+from bayesify import (
+    Attacks,
+    Bernoulli,
+    Categorical,
+    Ensemble,
+    Gaussian,
+    MeanField,
+    NormalPrior,
+    certify,
+    fit,
+    load,
+    save,
+)
+from bayesify.compare.measure import samples_used
 from bayesify.errors import UnsupportedModelError
+from bayesify.evaluation.certificates import sampled_risk
+from bayesify.evaluation.far_away import far_away_limit
+from bayesify.evaluation.robustness import robustness
 from bayesify.linearised import LinearisedPosterior
 from bayesify.posterior import WeightPosterior
 from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior, damped
@@ -99,6 +115,53 @@ def test_it_is_saved_and_rescaled_as_what_it_is(kind, tmp_path):
     fitting = rescaled(posterior, (x, y))
     assert type(fitting) is kind
     assert fitting.q.scale["0.weight"].max() < 9
+
+
+def test_certificates_are_of_single_weight_samples():
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.randn(200, 4)
+    y, q = net(x).argmax(1), around(net, 3.0)
+    plain = WeightPosterior(net, q, Categorical())
+    wrong = (plain.outputs(x, num_samples=500).argmax(2) != y).double().mean().item()
+    for kind in (ProbitPosterior, LinearisedProbitPosterior):
+        posterior = kind(net, q, Categorical())
+        assert sampled_risk(posterior, (x, y), num_samples=500) == pytest.approx(wrong, abs=1e-6)
+        prior = NormalPrior(1.0)
+        bound = certify(posterior, (x, y), prior=prior, held_out=True, num_samples=500)
+        assert (
+            bound.bound == certify(plain, (x, y), prior=prior, held_out=True, num_samples=500).bound
+        )
+    assert wrong > 0.4  # whereas the damped mean hardly errs
+    rule = ProbitPosterior(net, q, Categorical()).predict(x).probs.argmax(1)
+    assert (rule == y).double().mean() > 0.9
+
+
+def test_far_away_it_is_judged_by_its_samples_and_a_tangent_not_at_all():
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.randn(5, 4)
+    q = around(net)
+    plain, damping = (kind(net, q, Categorical()) for kind in (WeightPosterior, ProbitPosterior))
+    torch.testing.assert_close(far_away_limit(damping, x), far_away_limit(plain, x))
+    for kind in (LinearisedPosterior, LinearisedProbitPosterior):
+        with pytest.raises(UnsupportedModelError, match="whose network itself"):
+            far_away_limit(kind(net, q, Categorical()), x)
+
+
+def test_its_price_counts_the_samples_and_few_are_warned_of():
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.rand(8, 4)
+    posterior = ProbitPosterior(net, around(net), Categorical())
+    assert samples_used(posterior, x, num_samples=16) == 16
+    few = Attacks(eps=(0.1,), gradient_samples=2, steps=1)
+    with pytest.warns(UserWarning, match="gradient_samples=2 of a stochastic posterior"):
+        robustness(posterior, (x, torch.zeros(8).long()), few, box=None)
+
+
+def test_members_with_counters_of_batch_norm_can_be_damped():
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    x, y = torch.randn(20, 4), torch.randint(3, (20,))
+    members = fit(net, (x, y), Ensemble(members=2, epochs=1))
+    assert ProbitPosterior.around(members).predict(x).probs.shape == (20, 3)
 
 
 def test_numbers_have_no_logits():

@@ -104,8 +104,7 @@ def fit(
         early = problem
         if before is not None:
             early = _onto(problem, _problem(before, model, likelihood, readout, batch_size))
-        for phase in phases:
-            _rehearse(phase, problem if phase is method else early)
+        _rehearse(phases, problem, early)
         history: list[dict[str, Any]] = []
         posterior, price = _train(problem, method, callbacks, history, early=early)
     model.eval()
@@ -198,18 +197,31 @@ def _phases(method: Any) -> Iterator[Method]:
         method = method.pretrain
 
 
-def _rehearse(method: Method, problem: Problem) -> None:
-    """Start on a copy and predict, so that what cannot says so before training takes its time."""
-    rehearsal = replace(
-        problem,
-        model=copying.deepcopy(problem.model),
-        likelihood=copying.deepcopy(problem.likelihood),
-        inputs=lambda: iter([problem.example]),
-        generator=torch.Generator().manual_seed(0),
-    )
-    posterior = method.start(rehearsal).posterior()
-    with torch.no_grad():
-        posterior.outputs(first_example(problem.example), num_samples=2)
+def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> None:
+    """Start all phases on one copy, and predict: what cannot be done says so before training.
+
+    Args:
+        phases: The method, and those before it, from last to first.
+        problem: What the method sees.
+        early: What the others see.
+    """
+    model, likelihood = copying.deepcopy((problem.model, problem.likelihood))
+    trained = None
+    for phase in reversed(phases):
+        own = problem if phase is phases[0] else early
+        if trained is not None:
+            assign_(model, trained.point())
+        rehearsal = replace(
+            own,
+            model=model,
+            likelihood=likelihood,
+            inputs=lambda own=own: iter([own.example]),
+            generator=torch.Generator().manual_seed(0),
+            trained=trained,
+        )
+        trained = phase.start(rehearsal).posterior()
+        with torch.no_grad():
+            trained.outputs(first_example(own.example), num_samples=2)
 
 
 def _train(

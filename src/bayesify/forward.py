@@ -99,7 +99,7 @@ def outputs(
         draw_one, seen = one if own_inputs else (one, inputs)
         weights = q.weights(draw_one)
         with within():
-            return _call(model, weights, seen, readout)
+            return call_at(model, weights, seen, readout)
 
     if own_inputs and not isinstance(inputs, Tensor):
         vectorize = False  # a mask that differs between samples is a branch on data to many models
@@ -134,7 +134,7 @@ def linearised_outputs(
     center = q.point()
 
     def at(weights: Named) -> Tensor:
-        return _call(model, weights, inputs, readout)
+        return call_at(model, weights, inputs, readout)
 
     def call(draw_one: Draw) -> Tensor:
         drawn = q.weights(draw_one).items()
@@ -151,8 +151,7 @@ def linearised_outputs(
     except NotImplementedError as error:
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be linearised: {str(error).splitlines()[0]} Sample its "
-            f"weights instead (a WeightPosterior; predictive='sampled'), or let only those of "
-            f"later layers vary."
+            f"weights (a WeightPosterior; predictive='sampled'), or vary later layers' alone."
         ) from error
 
 
@@ -171,7 +170,7 @@ def local_outputs(
     """
     with no_checkpointing(), frozen_layers():
         results = [
-            _call(model, q.local_weights(generator=generator), inputs, readout) for _ in range(n)
+            call_at(model, q.local_weights(generator=generator), inputs, readout) for _ in range(n)
         ]
     return torch.stack(results)
 
@@ -205,7 +204,7 @@ def tape(
     def call(member: Draw) -> Tensor:
         named = weights(member)
         noted = {n: TapedWeight(each, n, record) for n, each in named.items() if n in taped}
-        return _call(model, named | noted, inputs, readout)
+        return call_at(model, named | noted, inputs, readout)
 
     count = len(tree_leaves(members)[0])
     results = []
@@ -255,7 +254,7 @@ def squared_gradients(
     axes = tree_map(lambda each: 0 if is_batched(each, size) else None, values)
 
     def score(named: Named, one: Inputs, label: Tensor) -> Tensor:
-        return log_prob(_call(model, named, one, readout), label)
+        return log_prob(call_at(model, named, one, readout), label)
 
     def alone(named: Named, one: Inputs, label: Tensor) -> Tensor:
         one = tree_map(lambda each, axis: each if axis is None else each[None], one, axes)
@@ -311,7 +310,8 @@ def default_chunk_size(bytes_per_example: int, inputs: Inputs, device: torch.dev
     return fitting if fitting >= WORTHWHILE else 1
 
 
-def _call(model: nn.Module, weights: Named, inputs: Inputs, readout: Readout) -> Tensor:
+def call_at(model: nn.Module, weights: Named, inputs: Inputs, readout: Readout) -> Tensor:
+    """What the network returns under given weights."""
     args, kwargs = call_arguments(inputs)
     return readout(functional_call(model, weights, args, kwargs))
 

@@ -92,7 +92,8 @@ class Posterior(ABC):
 
         Args:
             x: A tensor, positional arguments or keyword arguments, with batch axis B.
-            num_samples: S. A finite set of members gives all M whatever S is.
+            num_samples: S. A finite set of members gives all M whatever S is; a rule that needs
+                the samples' variance only (`bayesify.ProbitPosterior`) gives one.
             generator: Source of the weight samples. None for the posterior's own fixed ones:
                 the same for every call, so that predictions are a function of x and do not
                 depend on how a data set is cut into batches.
@@ -282,6 +283,10 @@ class WeightPosterior(Posterior):
             record=posterior.record,
             prior=posterior.prior,
         )
+
+    def sampled(self) -> "WeightPosterior":
+        """What draws from q are judged by: the kind with one output for each weight sample."""
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeightPosterior":
         again = copy.copy(self)

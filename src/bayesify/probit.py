@@ -11,7 +11,9 @@ was the better predictive of the two (benchmarks/peers/README.md).
 Here v is the mean square of the samples' deviations from m, so S decides how well it is known (to a
 quarter at S = 32), and nothing else. There is one output in place of S: what the weights disagree
 on, mutual information, is gone. Right where outputs are linear in the random weights, or
-linearised; elsewhere m is not their mean.
+linearised; elsewhere m is not their mean. Certificates and far-away limits are of the weights' law,
+not of this rule, and are given for the average over samples (`sampled`).
+Cost: that of the samples, and one more pass of the network for m.
 """
 
 import math
@@ -21,11 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesify import forward
 from bayesify.batches import to_device
 from bayesify.distributions.base import WeightDistribution
-from bayesify.distributions.particles import Particles
 from bayesify.errors import UnsupportedModelError
+from bayesify.forward import call_at
 from bayesify.likelihoods import Likelihood
 from bayesify.linearised import LinearisedPosterior
 from bayesify.modes import evaluating
@@ -73,17 +74,14 @@ class ProbitPosterior(WeightPosterior):
         samples = super().outputs(
             x, num_samples=num_samples, generator=generator, chunk_size=chunk_size
         )
-        center = Particles({name: each[None] for name, each in self.q.point().items()}, {})
+        x = to_device(x, self.device)
         with evaluating(self.model):
-            mean = forward.outputs(
-                self.model,
-                center.to(self.device),
-                to_device(x, self.device),
-                1,
-                vectorize=self.vectorize,
-                readout=self.readout,
-            )
+            mean = call_at(self.model, self.q.point(), x, self.readout)[None]
         return damped(mean, (samples - mean).square().mean(0))
+
+    def sampled(self) -> WeightPosterior:
+        """The same with its samples averaged."""
+        return WeightPosterior.around(self)
 
 
 class LinearisedProbitPosterior(ProbitPosterior, LinearisedPosterior):
@@ -97,6 +95,10 @@ class LinearisedProbitPosterior(ProbitPosterior, LinearisedPosterior):
         >>> posterior.predict(torch.zeros(2, 4)).probs.shape
         torch.Size([2, 3])
     """
+
+    def sampled(self) -> WeightPosterior:
+        """The same with its samples averaged."""
+        return LinearisedPosterior.around(self)
 
 
 def damped(mean: Float[Tensor, "..."], variance: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -1,5 +1,6 @@
 """BALI where the truth is known: exact regression, the bound on a softmax layer, convolutions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesify import BALI, MAP, Categorical, Ensemble, Gaussian, fit, matching
+from bayesify import (
+    BALI,
+    MAP,
+    Callback,
+    Categorical,
+    Ensemble,
+    FineTunedEnsemble,
+    Gaussian,
+    fit,
+    last_layer,
+    matching,
+)
 from bayesify.data import splits
 from bayesify.errors import (
     DivergenceError,
@@ -293,6 +305,46 @@ def test_the_members_of_an_ensemble_are_as_many_starts():
     gains = after.points.named()["1.weight"]
     torch.testing.assert_close(gains, before["1.weight"], atol=1e-5, rtol=0)
     assert not torch.allclose(gains[0], gains[1])
+
+
+def ensemble_of(members: int, **options) -> Ensemble:
+    return Ensemble(members=members, epochs=1, **options)
+
+
+def test_networks_that_differ_in_what_is_not_learnt_are_refused_before_training():
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    data, seen = (torch.randn(60, 3), torch.randint(2, (60,))), []
+
+    class Watch(Callback):
+        def on_epoch_end(self, logs):
+            seen.append(logs)
+
+    method = BALI(members=2, pretrain=ensemble_of(2), where=last_layer, min_steps=1)
+    with pytest.raises(OptionError, match=r"not learnt after it, 0.weight, 0.bias"):
+        fit(net, data, method, callbacks=[Watch()])
+    nested = BALI(members=2, pretrain=BALI(members=2, epochs=1, min_steps=1), min_steps=1)
+    with pytest.raises(OptionError, match="expected one that leaves 2 whole networks"):
+        fit(net, data, nested, callbacks=[Watch()])
+    assert not seen
+    net[0].requires_grad_(False)  # alike in all members, and not learnt
+    q = fit(net, data, replace(method, epochs=1)).q
+    assert len(q.loc.named()["2.weight"]) == 2
+
+
+def test_members_that_are_trained_need_not_be_drawn():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(3))
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.linear(self.gain * x)
+
+    data = (torch.randn(60, 3), torch.randint(2, (60,)))
+    tuned = FineTunedEnsemble(pretrain=None, members=2, epochs=1)
+    q = fit(Own(), data, BALI(members=2, pretrain=tuned, epochs=1, min_steps=1)).q
+    assert len(q.loc.named()["linear.weight"]) == 2
 
 
 def test_a_likelihood_that_learns_by_gradients_is_refused():

@@ -202,7 +202,7 @@ def sampled_risk(
         batch_size: For data that is no loader; the result does not depend on it.
         seed: Of these examples, and of the weight samples that are judged on them.
     """
-    size = count(data)
+    posterior, size = posterior.sampled(), count(data)
     generator = torch.Generator().manual_seed(seed)
     if examples_per_sample is None or examples_per_sample >= size:
         return _share_wrong(posterior, data, num_samples, batch_size, None)

@@ -295,9 +295,10 @@ def _in_double(posterior: Posterior) -> WeightPosterior:
 
 
 def _check_posterior(posterior: Posterior) -> WeightPosterior:
-    if not isinstance(posterior, WeightPosterior):
+    plain = posterior.sampled() if isinstance(posterior, WeightPosterior) else posterior
+    if type(plain) is not WeightPosterior:
         raise UnsupportedModelError(
-            f"expected a WeightPosterior, whose network can be called in double precision, got "
+            f"expected a WeightPosterior, whose network itself is called in double precision, got "
             f"{type(posterior).__name__}."
         )
     if not isinstance(posterior.likelihood, Categorical):
@@ -305,7 +306,7 @@ def _check_posterior(posterior: Posterior) -> WeightPosterior:
             f"confidence far away needs a categorical likelihood, got "
             f"{type(posterior.likelihood).__name__}."
         )
-    return posterior
+    return plain
 
 
 def _check_radii(radii: Sequence[float]) -> None:

@@ -36,21 +36,20 @@ from torch import Tensor, nn
 
 from bayesify.batches import batch_size, first_example, to_device
 from bayesify.distributions.matrix_normal import Layer, MatrixNormal
-from bayesify.distributions.particles import Particles
 from bayesify.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import Method, Problem
-from bayesify.methods.fresh import fresh_starts
 from bayesify.methods.layerwise import LayerwiseRun
 from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.learnt_layer import LearntLayer
+from bayesify.methods.starts import starts
 from bayesify.modes import evaluating
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.options import ByTask, check_options, option, register
 from bayesify.posterior import WeightPosterior
 from bayesify.types import Inputs, Named, Where
 from bayesify.weights.linear_maps import LinearMap, roles
-from bayesify.weights.named import buffers_of, copied, stacked, weights_of
+from bayesify.weights.named import copied, weights_of
 from bayesify.weights.select import all_weights
 
 FIRST_COVARIANCE = 0.1
@@ -111,14 +110,15 @@ class BALI(LayerwiseOptions):
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.pretrain is not None and getattr(self.pretrain, "members", 1) != self.members:
+        several = getattr(self.pretrain, "members", 1)
+        if isinstance(self.pretrain, Method) and several != self.members:
             raise OptionError(
                 f"BALI(members={self.members}, pretrain={type(self.pretrain).__name__}(...)): each "
                 f"posterior starts from a trained network of its own; expected "
                 f"pretrain=Ensemble(members={self.members}), or pretrain none."
                 if self.members > 1
                 else f"BALI(pretrain={type(self.pretrain).__name__}(...)) trains several networks; "
-                f"expected one, such as pretrain=MAP(), or as many members."
+                f"expected one, such as pretrain=MAP(), or members={several}."
             )
         if self.first_weights != "own" and self.pretrain is not None:
             raise OptionError(
@@ -136,7 +136,7 @@ class BALI(LayerwiseOptions):
         """Find the layers, look at the data once, and begin."""
         _check_likelihood(problem.likelihood)
         learnt = self._learnt(problem.model, problem.example)
-        weights, buffers = self._starts(problem)
+        weights, buffers = starts(problem, self.members, learnt.names)
         run = self._run(
             problem,
             [self._layer(each, law, weights) for each, law in learnt.layers],
@@ -229,16 +229,6 @@ class BALI(LayerwiseOptions):
             )
         return Learnt(layers, points)
 
-    def _starts(self, problem: Problem) -> tuple[Named, Named]:
-        """Weights and buffers of K networks, (K, *shape): trained ones, or the model and others."""
-        trained = problem.trained.q if isinstance(problem.trained, WeightPosterior) else None
-        if isinstance(trained, Particles) and trained.size(1) == self.members:
-            return copied(trained.members.named()), copied(trained.statistics.named())
-        more = self.members - 1
-        fresh = fresh_starts(problem.model, more, problem.generator) if more else []
-        starts = [problem.model, *fresh]
-        return stacked([weights_of(e) for e in starts]), stacked([buffers_of(e) for e in starts])
-
     def _layer(self, linear_map: LinearMap, law: Layer, weights: Named) -> LearntLayer:
         matrix = _matrix(linear_map, law, weights)
         regression = LayerRegression.start(
@@ -305,6 +295,11 @@ class Learnt:
 
     layers: list[tuple[LinearMap, Layer]]
     points: list[str]
+
+    @property
+    def names(self) -> set[str]:
+        """Of all weights that are learnt."""
+        return {name for _, law in self.layers for name in law.names} | {*self.points}
 
 
 def _matrix(linear_map: LinearMap, law: Layer, weights: Named) -> Tensor:

@@ -43,8 +43,7 @@ class Problem:
         validation: Gives batches of held-out examples, inputs and targets, on the model's device,
             in the order of their loader: for choosing numbers, never for training. None when none
             were given.
-        trained: What the pretraining left, whose point the model has already; None without one. Not
-            there while the fit is rehearsed.
+        trained: What the pretraining left, whose point the model has already; None without one.
     """
 
     model: nn.Module

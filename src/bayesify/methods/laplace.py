@@ -7,18 +7,19 @@ al. 2021, arXiv 2008.08216.
     q(w) = N(w*, (G + tau I)^-1),    G = sum_n J_n^T H_n J_n,    J_n = df(x_n, w*) / dw
     tau  = argmax of Laplace's approximation of ln p(D | tau)
     p(y | x) ~ 1/S sum_s p(y | f(x, w*) + J (w_s - w*)),    w_s ~ q
+    classes, by default: of one output, damped by the variance of these (`probit.py`)
 
 H_n is the Hessian of -ln p(y_n | f) in the outputs f, so that G is the generalised Gauss-Newton
 matrix: whole ("full"), a Kronecker product for each layer ("kron"), or its diagonal ("diag").
-Where the outputs are linear in the random weights, as in those of a last layer, both predictives
-are one, and samples of the weights are put into the network itself. That is tried out on the
-example, with noise ten times as large as the weights, not guessed by the layer's name.
+Where the outputs are linear in the random weights, as in those of a last layer, the network and
+its tangent are one, and samples of the weights are put into the network itself. That is tried out
+on the example, with noise ten times as large as the weights, not guessed by the layer's name.
 The prior has its mean at 0 and need not be that of the pretraining. Evidence makes the noise of
 well-trained classifiers far too wide (docs/methods/laplace.md), so where validation examples are
 given all standard deviations are multiplied by the factor that is best on them.
 Cost: one pass over the data: "kron" a backward pass for each class, else the Jacobians of all
 examples; then 100 steps on the prior precision, without data. Prediction: S forward passes of what
-lies behind the first random weight, 2 to 3 times that where it is linearised.
+lies behind the first random weight, 2 to 3 times that where it is linearised; damped, one more.
 """
 
 import math
@@ -87,7 +88,8 @@ class Laplace:
     )
     average: str = option(
         "probit",
-        help="over samples of class outputs: of their probabilities, or by the probit rule",
+        help="of class outputs over samples: of probabilities, or by the probit rule, which leaves "
+        "one output and no mutual information",
         choices=("samples", "probit"),
     )
     rescale: bool = option(
