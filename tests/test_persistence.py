@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -294,3 +295,12 @@ def test_parts_of_the_users_own_are_refused_before_anything_is_written(posterior
     with pytest.raises(OptionError, match="notes: expected values that JSON knows"):
         save(posterior, tmp_path / "saved", notes={"model": object()})
     assert not list(tmp_path.iterdir())
+
+
+def test_files_are_as_readable_as_the_umask_has_it(posterior, tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = save(posterior, tmp_path / "a")
+    finally:
+        os.umask(before)
+    assert {oct(each.stat().st_mode & 0o777) for each in folder.iterdir()} == {"0o640"}

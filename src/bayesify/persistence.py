@@ -327,6 +327,7 @@ def appearing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in filter(Path.is_file, temporary.rglob("*")):
+            file.chmod(temporary.stat().st_mode & 0o666)  # safetensors' own are for the owner alone
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
         _put(temporary, path)
