@@ -78,3 +78,13 @@ def test_nothing_to_join_is_refused(tmp_path):
         read_all([])
     with pytest.raises(DataError, match="no such file"):
         read_all([write(tmp_path / "one", *records(1)), tmp_path / "two"])
+
+
+def test_a_fit_that_was_not_evaluated_is_sent_to_be(tmp_path):
+    folder = tmp_path / "fit"
+    folder.mkdir()
+    with pytest.raises(DataError, match=rf"run `bayesify compare --out {folder}` first"):
+        read(folder)
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=rf"run `bayesify evaluate {folder}` first"):
+        read(folder)

@@ -41,9 +41,10 @@ def read(path: str | Path) -> list[Record]:
     if path.is_dir():
         path = path / "results.jsonl"
     if not path.is_file():
+        fitted = (path.parent / "manifest.json").exists()
+        make = f"evaluate {path.parent}" if fitted else f"compare --out {path.parent}"
         raise DataError(
-            f"expected results at {path}, got no such file; "
-            f"run `bayesify compare --out {path.parent}` first."
+            f"expected results at {path}, got no such file; run `bayesify {make}` first."
         )
     lines = path.read_text(encoding="utf-8").splitlines()
     records = [
