@@ -138,7 +138,7 @@ ROWS = (
         "**bayesify** MeanFieldVI, wide",
         "ours:mean_field_wide",
         budget="2/3 MAP",
-        snag="initial_scale=.5, prior_scale=1, temperature=.01, lr as MAP's",
+        snag="initial_scale=.5, prior_scale=1, temperature=.01, lr as its network's",
     ),
     Row(
         MEAN_FIELD,
