@@ -84,10 +84,8 @@ VARIATIONAL = bayesify.MeanFieldVI(
 )
 NARROWER = (1.0, 0.85, 0.707)
 """Of the noise of a tuned posterior, as `rescale` would choose; by halves here, as all scales."""
-LONG = ("unshared", "K=64")
-"""Arms of all samples; others have ten."""
-MANY = {"K=256": 200, "K=256, tuned gently": 200}
-"""Arms of more."""
+SAMPLES_OF = {"K=64": SAMPLES, "K=256": 200, "K=256, tuned gently": 200}
+"""Shared arms of more than ten samples, and tuned ones of more than `SAMPLES`."""
 
 
 def main() -> None:
@@ -142,7 +140,7 @@ def run(options: argparse.Namespace, net: torch.nn.Module, held: Any) -> None:
         return posterior_of(net, q.rounded())
 
     for name, how in (SHARED | FIXED).items():
-        count = 1 if name in FIXED else MANY.get(name, SAMPLES if name in LONG else 10)
+        count = 1 if name in FIXED else SAMPLES_OF.get(name, 10)
         keep(name, lambda how=how: sharing(how), count)
     training = examples(held, "train", CropAndFlip())
     keep("mean-field VI", lambda: bayesify.fit(net, training, VARIATIONAL), SAMPLES)
@@ -152,7 +150,7 @@ def run(options: argparse.Namespace, net: torch.nn.Module, held: Any) -> None:
         wide = tuned(options.out / f"fit of {name}", net, training, method, factor)
         for narrower in NARROWER:
             scaled = posterior_of(net, wide.q.scaled(narrower).rounded())
-            keep(f"{name} x {narrower}", lambda p=scaled: p, MANY.get(name, SAMPLES))
+            keep(f"{name} x {narrower}", lambda p=scaled: p, SAMPLES_OF.get(name, SAMPLES))
 
 
 def tuned(
@@ -253,7 +251,7 @@ def report(folder: Path, target: Tensor) -> None:
     rows = []
     families = {"unshared": FACTORS, **dict.fromkeys(TUNED, NARROWER)}
     for arm, factors in families.items():
-        for samples in {10, SAMPLES, MANY.get(arm, SAMPLES)}:
+        for samples in {10, SAMPLES, SAMPLES_OF.get(arm, SAMPLES)}:
             try:
                 chosen = best_factors(folder, target, samples, arm, factors)
             except ValueError:  # none of them has been run
@@ -267,7 +265,7 @@ def report(folder: Path, target: Tensor) -> None:
             rows.append({"arm": name, "samples": samples, **judge(both, target), **facts})
     for file in sorted(folder.glob("*.safetensors")):
         log_probs, facts = read(folder, file.stem)
-        wanted = {10, SAMPLES, *MANY.values()}
+        wanted = {10, SAMPLES, *SAMPLES_OF.values()}
         for samples in sorted({min(len(log_probs), each) for each in wanted}):
             row = {"arm": file.stem, "samples": samples}
             rows.append(row | judge(averaged(log_probs, samples), target) | facts)

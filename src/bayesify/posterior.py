@@ -105,6 +105,10 @@ class Posterior(ABC):
     def point(self) -> Named:
         """The single best setting of the weights, for a method that goes on from there."""
 
+    def sampled(self) -> "Posterior":
+        """The kind that has one output for each weight sample: itself, for most."""
+        return self
+
     def tally(self) -> dict[str, int]:
         """What there is to count in the structure of its weights, by name; nothing for most."""
         return {}
@@ -283,10 +287,6 @@ class WeightPosterior(Posterior):
             record=posterior.record,
             prior=posterior.prior,
         )
-
-    def sampled(self) -> "WeightPosterior":
-        """What draws from q are judged by: the kind with one output for each weight sample."""
-        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeightPosterior":
         again = copy.copy(self)

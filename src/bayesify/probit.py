@@ -3,7 +3,7 @@
     p(y | x) ~ likelihood of f = m / sqrt(1 + pi v / 8),    m = f(x, w*),  v = var f(x, w),  w ~ q
 
 Source: MacKay 1992, Neural Computation 4(5), for one logit, whose averaged sigmoid it approximates
-to a percent; for many classes, logit by logit, Daxberger et al. 2021, arXiv 2106.14806, appendix
+to .02; for many classes, logit by logit, Daxberger et al. 2021, arXiv 2106.14806, appendix
 B.3: what laplace-torch predicts with by default. For many classes it is no approximation of the
 average but a rule of its own, which leaves out how logits move together. On trained networks it
 was the better predictive of the two (benchmarks/peers/README.md).
@@ -33,7 +33,8 @@ from bayesify.modes import evaluating
 from bayesify.posterior import WeightPosterior
 from bayesify.types import Inputs
 
-TASKS = ("classification", "multilabel")
+OF_LOGITS = ("classification", "multilabel")
+"""Tasks whose outputs can be damped."""
 
 
 class ProbitPosterior(WeightPosterior):
@@ -56,7 +57,7 @@ class ProbitPosterior(WeightPosterior):
         self, model: nn.Module, q: WeightDistribution, likelihood: Likelihood, **how: Any
     ) -> None:
         super().__init__(model, q, likelihood, **how)
-        if likelihood.task not in TASKS:
+        if likelihood.task not in OF_LOGITS:
             raise UnsupportedModelError(
                 f"{type(self).__name__} damps logits: expected a likelihood of classes, got "
                 f"{type(likelihood).__name__}; take a plain bayesify.WeightPosterior."

@@ -307,10 +307,6 @@ def test_the_members_of_an_ensemble_are_as_many_starts():
     assert not torch.allclose(gains[0], gains[1])
 
 
-def ensemble_of(members: int, **options) -> Ensemble:
-    return Ensemble(members=members, epochs=1, **options)
-
-
 def test_networks_that_differ_in_what_is_not_learnt_are_refused_before_training():
     net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
     data, seen = (torch.randn(60, 3), torch.randint(2, (60,))), []
@@ -319,7 +315,8 @@ def test_networks_that_differ_in_what_is_not_learnt_are_refused_before_training(
         def on_epoch_end(self, logs):
             seen.append(logs)
 
-    method = BALI(members=2, pretrain=ensemble_of(2), where=last_layer, min_steps=1)
+    ensemble = Ensemble(members=2, epochs=1)
+    method = BALI(members=2, pretrain=ensemble, where=last_layer, min_steps=1)
     with pytest.raises(OptionError, match=r"not learnt after it, 0.weight, 0.bias"):
         fit(net, data, method, callbacks=[Watch()])
     nested = BALI(members=2, pretrain=BALI(members=2, epochs=1, min_steps=1), min_steps=1)

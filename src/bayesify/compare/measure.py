@@ -23,7 +23,7 @@ from bayesify.likelihoods import Likelihood
 from bayesify.loading import Data
 from bayesify.methods.base import Method
 from bayesify.persistence import disk_bytes, save
-from bayesify.posterior import Posterior, WeightPosterior
+from bayesify.posterior import Posterior
 
 PREDICTIONS = 15
 MOST_SECONDS = 2.0
@@ -67,10 +67,8 @@ def flops(posterior: Posterior, example: Tensor, *, num_samples: int) -> int:
 
 def samples_used(posterior: Posterior, example: Tensor, *, num_samples: int) -> int:
     """How many weight samples a prediction really takes: a finite set of members has its own."""
-    if isinstance(posterior, WeightPosterior):
-        return posterior.q.size(num_samples)
     with torch.no_grad():
-        return len(posterior.outputs(example, num_samples=num_samples))
+        return len(posterior.sampled().outputs(example, num_samples=num_samples))
 
 
 @contextmanager

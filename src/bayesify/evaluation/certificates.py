@@ -31,7 +31,7 @@ from bayesify.numerics.pac_bayes import (
     monte_carlo_bound,
     seeger_bound,
 )
-from bayesify.posterior import WeightPosterior
+from bayesify.posterior import Posterior, WeightPosterior
 from bayesify.priors import Prior
 
 
@@ -202,19 +202,19 @@ def sampled_risk(
         batch_size: For data that is no loader; the result does not depend on it.
         seed: Of these examples, and of the weight samples that are judged on them.
     """
-    posterior, size = posterior.sampled(), count(data)
+    size, drawing = count(data), posterior.sampled()
     generator = torch.Generator().manual_seed(seed)
     if examples_per_sample is None or examples_per_sample >= size:
-        return _share_wrong(posterior, data, num_samples, batch_size, None)
+        return _share_wrong(drawing, data, num_samples, batch_size, None)
     errors = 0.0
     for _ in range(num_samples):
         own = torch.randint(size, (examples_per_sample,), generator=generator)
-        errors += _share_wrong(posterior, subset(data, own), 1, examples_per_sample, generator)
+        errors += _share_wrong(drawing, subset(data, own), 1, examples_per_sample, generator)
     return errors / num_samples
 
 
 def _share_wrong(
-    posterior: WeightPosterior,
+    posterior: Posterior,
     data: Data,
     num_samples: int,
     batch_size: int,

@@ -14,7 +14,7 @@ from bayesify.errors import ShapeError, UnsupportedModelError
 from bayesify.evaluation.attacks import InputBox
 from bayesify.evaluation.calibration import reliability
 from bayesify.evaluation.certificates import certify, sampled_risk
-from bayesify.evaluation.far_away import overconfidence
+from bayesify.evaluation.far_away import check_followed, overconfidence
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.membership import membership
 from bayesify.evaluation.metrics import measure
@@ -135,8 +135,10 @@ def evaluate(
     """
     if attacks is not None:
         _attackable(posterior)
-    if certifying is not None or far_away:
+    if certifying is not None:
         _over_weights(posterior)
+    if far_away:
+        check_followed(_over_weights(posterior))
     passing = {"num_samples": num_samples, "chunk_size": chunk_size, "on_batch": on_batch}
     predictions = collect(
         posterior, as_loader(data, batch_size=batch_size, shuffle=False), **passing

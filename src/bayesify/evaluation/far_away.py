@@ -163,7 +163,7 @@ def overconfidence(
     if directions < 1:
         raise OptionError(f"directions={directions}: expected at least 1.")
     _check_radii(radii)
-    _check_posterior(posterior)
+    check_followed(posterior)
     rays = _random_directions(data, directions, seed)
     along = confidence_along(posterior, rays, radii, num_samples=num_samples)
     limit = far_away_limit(posterior, rays, num_samples=num_samples).amax(1)
@@ -284,7 +284,7 @@ def _as_double(draw: Draw) -> Draw:
 
 
 def _in_double(posterior: Posterior) -> WeightPosterior:
-    posterior = _check_posterior(posterior)
+    posterior = check_followed(posterior)
     return WeightPosterior(
         copy.deepcopy(posterior.model).double(),
         _Widened(posterior.q),
@@ -294,8 +294,9 @@ def _in_double(posterior: Posterior) -> WeightPosterior:
     )
 
 
-def _check_posterior(posterior: Posterior) -> WeightPosterior:
-    plain = posterior.sampled() if isinstance(posterior, WeightPosterior) else posterior
+def check_followed(posterior: Posterior) -> WeightPosterior:
+    """What is followed far away, or why nothing can be."""
+    plain = posterior.sampled() if isinstance(posterior, Posterior) else posterior
     if type(plain) is not WeightPosterior:
         raise UnsupportedModelError(
             f"expected a WeightPosterior, whose network itself is called in double precision, got "

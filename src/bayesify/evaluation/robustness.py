@@ -269,10 +269,10 @@ def _findings(
 def _warn_of_noisy_gradients(posterior: Posterior, x: Tensor, attacks: Attacks) -> None:
     if attacks.gradient_samples >= ENOUGH_GRADIENT_SAMPLES:
         return
-    seeds = (torch.Generator().manual_seed(seed) for seed in (0, 1))
+    drawing = posterior.sampled()
     with torch.no_grad():
-        one, other = (posterior.outputs(x[:1], num_samples=2, generator=each) for each in seeds)
-    if not torch.equal(one, other):  # it draws, rather than having a fixed number of members
+        two, three = (len(drawing.outputs(x[:1], num_samples=n)) for n in (2, 3))
+    if two != three:  # it draws, rather than having a fixed number of members
         warnings.warn(
             f"gradient_samples={attacks.gradient_samples} of a stochastic posterior: such "
             f"gradients are noisy and the robustness found is inflated; use at least "

@@ -29,6 +29,7 @@ output position, and is dear. It stores a^2 + b^2 numbers a layer besides the we
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -143,7 +144,11 @@ class BALI(LayerwiseOptions):
             points={name: weights[name] for name in learnt.points},
             buffers=buffers,
         )
-        self._see_data(run, problem)
+        _probe(run, problem.example)
+        if self.first_weights == "he":
+            for layer in run.layers:
+                layer.draw_anew_(problem.generator)
+        self._see_data(run, problem.inputs())
         return run
 
     def resume(self, posterior: WeightPosterior, example: Inputs) -> LayerwiseRun:
@@ -258,19 +263,14 @@ class BALI(LayerwiseOptions):
             readout=problem.readout,
         )
 
-    def _see_data(self, run: LayerwiseRun, problem: Problem) -> None:
+    def _see_data(self, run: LayerwiseRun, batches: Iterable[Inputs]) -> None:
         """Begin with the second moments of the features under the first weights.
 
         Starting them at zero would fit the first batch completely, and diverge.
         """
         grams: dict[str, Tensor] = {}
         seen = 0
-        for inputs in problem.inputs():
-            if not seen:
-                _probe(run, inputs)
-                if self.first_weights == "he":
-                    for layer in run.layers:
-                        layer.draw_anew_(problem.generator)
+        for inputs in batches:
             _, tape = run.look(inputs)
             for layer in run.layers:
                 h = layer.features(tape)

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesify import probit
 from bayesify.batches import rows
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.kronecker_normal import KroneckerNormal
@@ -41,7 +40,7 @@ from bayesify.methods.map import MAP
 from bayesify.modes import evaluating
 from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
-from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
+from bayesify.probit import OF_LOGITS, LinearisedProbitPosterior, ProbitPosterior
 from bayesify.rescaling import best_factor
 from bayesify.types import Inputs, Where
 from bayesify.weights.named import weights_of
@@ -152,7 +151,7 @@ class LaplaceRun:
 
     def posterior(self) -> WeightPosterior:
         """With the examples seen so far; before the first, as wide as the prior."""
-        damped = self.options.average == "probit" and self.problem.likelihood.task in probit.TASKS
+        damped = self.options.average == "probit" and self.problem.likelihood.task in OF_LOGITS
         if self.linear:
             kind = ProbitPosterior if damped else WeightPosterior
         else:

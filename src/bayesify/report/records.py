@@ -41,7 +41,7 @@ def read(path: str | Path) -> list[Record]:
     if path.is_dir():
         path = path / "results.jsonl"
     if not path.is_file():
-        fitted = (path.parent / "manifest.json").exists()
+        fitted = (path.parent / "manifest.json").exists()  # a posterior's; reports need no torch
         make = f"evaluate {path.parent}" if fitted else f"compare --out {path.parent}"
         raise DataError(
             f"expected results at {path}, got no such file; run `bayesify {make}` first."
