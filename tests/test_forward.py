@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from bayesify import WeightPosterior, first_layer, forward, last_layer, models
+from bayesify import first_layer, forward, last_layer, models
 from bayesify.batches import rows
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
@@ -196,40 +196,6 @@ def test_readout_turns_objects_into_tensors():
     assert hidden.shape == (4, 3, 6)
     with pytest.raises(UnsupportedModelError, match=r"returned tuple, .* pass `readout=`"):
         forward.read_tensor((torch.ones(1),))
-
-
-def test_the_chunk_rule_fills_the_budget_or_loops():
-    x, cpu = torch.zeros(16, 4), torch.device("cpu")
-    budget = forward.CPU_BUDGET
-    assert forward.default_chunk_size(budget // 16 // 10, x, cpu) == 10
-    assert (
-        forward.default_chunk_size(budget // 16 // forward.WORTHWHILE, x, cpu) == forward.WORTHWHILE
-    )
-    assert forward.default_chunk_size(budget // 16 // 2, x, cpu) == 1
-    assert forward.default_chunk_size(10 * budget, x, cpu) == 1
-    assert forward.default_chunk_size(0, x, cpu) > 1000
-    assert forward.default_chunk_size(budget, x, torch.device("cuda")) > 1
-
-
-def test_activations_before_the_random_weights_do_not_count():
-    net = nn.Sequential(nn.Linear(4, 100), nn.Linear(100, 3))
-    x = torch.randn(7, 4)
-    assert forward.activation_bytes(net, MeanField.around(net), x) == 100 * 4
-    last = MeanField.around(net, where=last_layer)
-    assert forward.activation_bytes(net, last, x) == 3 * 4
-
-
-def test_a_posterior_runs_as_many_at_once_as_the_rule_says(monkeypatch):
-    model, x = net_and_batch("mlp")
-    posterior = WeightPosterior(model, MeanField.around(model), Categorical())
-    seen = []
-    monkeypatch.setattr(
-        "bayesify.posterior.outputs", lambda *a, chunk_size, **k: seen.append(chunk_size)
-    )
-    posterior.outputs(x)
-    posterior.outputs(x, chunk_size=3)
-    want = forward.default_chunk_size(8 * 4, x, torch.device("cpu"))
-    assert seen == [want, 3]
 
 
 # --- the tape

@@ -25,7 +25,7 @@ FLOORS = [
     "trunk feature_cache batch_norm "
     "weights numerics data models",
     "predictive likelihoods priors distributions",
-    "forward",
+    "forward chunking",
     "posterior objective checks rescaling dropout linearised probit",
     "methods",
     "callbacks fitting persistence adapters progress streaming recalibration compression",

@@ -6,7 +6,6 @@ tangent's) or `local_outputs` (training with local reparameterisation), or throu
 `torch.func.functional_call`, over many samples or examples by `torch.vmap`, and never changed.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bayesify.batches import batch_size, first_example, is_batched, rows
+from bayesify.batches import batch_size, is_batched, rows
 from bayesify.checkpointing import check_graph, no_checkpointing
 from bayesify.distributions.base import WeightDistribution
 from bayesify.errors import UnsupportedModelError
@@ -28,19 +27,10 @@ from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.named import copied, count
 from bayesify.weights.structured import StructuredWeight
 from bayesify.weights.taped import Tape, TapedWeight
-from bayesify.weights.trace import call_arguments, trace
-
-CPU_BUDGET = 2**20
-"""Bytes that the largest activation of a chunk may take on a CPU, so that it stays in cache."""
-
-ACCELERATOR_BUDGET = 2**30
-"""Bytes that the largest activation of a chunk may take on an accelerator."""
+from bayesify.weights.trace import call_arguments
 
 DRAWN_AT_ONCE = 8
 """Samples drawn together at least, however few are run together: drawing has a cost per call."""
-
-WORTHWHILE = 4
-"""Fewer samples than this at once cost more than the loop."""
 
 GRADIENTS = 2**25
 """Numbers that the gradients of the examples of a chunk may hold together."""
@@ -285,29 +275,6 @@ def can_vectorize(model: nn.Module) -> bool:
     """Whether `torch.vmap` has rules for the model's layers, as far as their types tell."""
     recurrent = (nn.RNNBase, nn.RNNCellBase)
     return not any(isinstance(module, recurrent) for module in model.modules())
-
-
-def activation_bytes(model: nn.Module, q: WeightDistribution, inputs: Inputs) -> int:
-    """Bytes of the largest activation per example and sample that depends on q's weights.
-
-    What comes before the first random weight is the same for all samples: `vmap` computes it once.
-    """
-    random = set(q.names)
-    uses = trace(model, first_example(inputs))
-    start = next((i for i, use in enumerate(uses) if random & set(use.names)), 0)
-    return max((use.result_bytes for use in uses[start:]), default=0)
-
-
-def default_chunk_size(bytes_per_example: int, inputs: Inputs, device: torch.device) -> int:
-    """How many samples to run at once: as many as keep the largest activation in the budget.
-
-    A vectorised call saves dispatch and repeated reads of weights, and pays when its activations
-    fall out of the cache; with large batches the plain loop is the faster one, and a chunk of one
-    sample is that loop. The budgets are measured: benchmarks/README.md.
-    """
-    budget = CPU_BUDGET if device.type == "cpu" else ACCELERATOR_BUDGET
-    fitting = math.floor(budget / max(1, bytes_per_example * batch_size(inputs)))
-    return fitting if fitting >= WORTHWHILE else 1
 
 
 def call_at(model: nn.Module, weights: Named, inputs: Inputs, readout: Readout) -> Tensor:

@@ -12,16 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesify.batches import tensors_of, to_device
+from bayesify.chunking import Footprint, default_chunk_size
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.members import Members
 from bayesify.errors import OptionError
-from bayesify.forward import (
-    activation_bytes,
-    can_vectorize,
-    default_chunk_size,
-    outputs,
-    read_tensor,
-)
+from bayesify.forward import can_vectorize, outputs, read_tensor
 from bayesify.likelihoods import Likelihood
 from bayesify.modes import evaluating
 from bayesify.predictive import Predictive
@@ -195,7 +190,7 @@ class WeightPosterior(Posterior):
         self.vectorize = can_vectorize(model) if vectorize is None else vectorize
         self.record = record
         self.prior = prior
-        self._activation_bytes: dict[Any, int] = {}
+        self._footprints: dict[Any, Footprint] = {}
         self._trunks: dict[Any, Trunk | None] = {}
 
     @property
@@ -306,9 +301,9 @@ class WeightPosterior(Posterior):
         if not self.vectorize:
             return 1
         shapes = tuple(each.shape[1:] for each in tensors_of(x))
-        if shapes not in self._activation_bytes:
-            self._activation_bytes[shapes] = activation_bytes(self.model, self.q, x)
-        return default_chunk_size(self._activation_bytes[shapes], x, self.device)
+        if shapes not in self._footprints:
+            self._footprints[shapes] = Footprint.of(self.model, self.q, x)
+        return default_chunk_size(self._footprints[shapes], x, self.device)
 
     def _within(self, x: Inputs, size: int, chunk_size: int) -> Callable[[], Any]:
         """The context of each call of the model: what samples have in common is computed once.

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from bayesify.chunking import Footprint, default_chunk_size
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.particles import Particles
 from bayesify.errors import UnsupportedModelError
 from bayesify.feature_cache import FeatureCache
-from bayesify.forward import activation_bytes, default_chunk_size, outputs
+from bayesify.forward import outputs
 from bayesify.methods.base import GradientRun, Problem, adam
 from bayesify.methods.interaction import clip_members_, svgd_
 from bayesify.numerics.kernels import DenseCoordinates
@@ -153,7 +154,7 @@ class _Objective:
     ) -> None:
         self.problem, self.q, self.training = problem, q, training
         self.chunk_size = default_chunk_size(
-            activation_bytes(problem.model, q, problem.example),
+            Footprint.of(problem.model, q, problem.example),
             problem.example,
             next(q.parameters()).device,
         )

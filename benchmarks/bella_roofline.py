@@ -1,0 +1,160 @@
+"""Where low rank saves time: Bella beside dense networks, over the number of tokens at once.
+
+    python benchmarks/bella_roofline.py [--json] [--repetitions N] [--clock cpu]
+
+M = 5 members of the transformer of `bella_cost.py` (rank 4 in the MLPs), predictions at batch 1 and
+training steps at batch 16, with texts of 4 to 64 tokens. A member costs as much arithmetic as a
+dense network, in training two thirds of it; what it saves is memory traffic: the base is read once
+for all members, and nothing of its size is updated. So the ratio of times lies between two bounds,
+
+    by arithmetic = flops of Bella / flops of M dense          (many tokens: products dominate)
+    by traffic    = bytes of Bella / bytes of M dense          (few tokens: reading weights does)
+
+and the roofline says which holds: a dense call takes at least max(flops / speed, bytes / bandwidth)
+with both measured here. Bytes are those of the weights: read in each pass, forward and backward,
+and seven more times in a step of Adam (weight, gradient and two moments read, weight and moments
+written) after the gradient was written once.
+"""
+
+import argparse
+import copy
+import json
+import time
+from typing import Any
+
+import bella_cost as cost
+import torch
+from rich.console import Console
+from rich.table import Table
+from stf_cost import machine
+from torch import Tensor
+
+import bayesify
+from bayesify.distributions.low_rank_particles import LowRankParticles
+from bayesify.forward import read_tensor
+
+TOKENS = (4, 8, 16, 32, 64)
+PASSES = {"predict": (1, 0), "step": (2, 8)}
+"""How often a weight is moved: in the passes, and as one that is learnt (gradient and Adam)."""
+
+
+def main() -> None:
+    """Measure both, at every length."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--repetitions", type=int, default=7, help="of every timing (default 7)")
+    parser.add_argument("--clock", default="wall", choices=("wall", "cpu"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
+
+    def measured(work: dict[str, Any]) -> dict[str, float]:
+        return cost.timed(work, options.repetitions, clock)
+
+    speed, bandwidth = cost.peak_gigaflops(measured), peak_gigabytes(measured)
+    facts = machine(1) | {"clock": options.clock, "load": cost.load()}
+    rows = [
+        row(what, tokens, measured, speed, bandwidth)
+        for what in ("predict", "step")
+        for tokens in TOKENS
+    ]
+    result = {"machine": facts | {"GFLOP/s": speed, "GB/s": bandwidth}, "rows": rows}
+    print(json.dumps(result)) if options.json else show(result)
+
+
+def row(
+    what: str, tokens: int, measured: Any, speed: float, bandwidth: float
+) -> dict[str, float | str]:
+    """One comparison, and its bounds."""
+    net = cost.transformer()
+    x, y = batch_of(1 if what == "predict" else 16, tokens)
+    work = predicting(net, x) if what == "predict" else stepping(net, x, y)
+    for each in work.values():
+        each()  # the first call also looks at the network
+    flops = cost.times_members({name: cost.gigaflops(each) for name, each in work.items()})
+    moved = traffic(net, what)
+    found = cost.times_members(measured(work))
+    least = max(flops["dense"] / speed, moved["dense"] / bandwidth)
+    return {
+        "what": what,
+        "tokens": len(y) * tokens,
+        "milliseconds dense": found["dense"],
+        "milliseconds bella": found["bella"],
+        "ratio": found["bella"] / found["dense"],
+        "by arithmetic": flops["bella"] / flops["dense"],
+        "by traffic": moved["bella"] / moved["dense"],
+        "roofline milliseconds dense": 1000 * least,
+        "roofline bound by": "arithmetic" if least == flops["dense"] / speed else "traffic",
+    }
+
+
+def predicting(net: torch.nn.Module, x: dict[str, Tensor]) -> dict[str, Any]:
+    """`predict` as it comes, and the next of M dense networks."""
+    q = LowRankParticles.around(
+        net, where=cost.adapted(), members=cost.MEMBERS, rank=cost.RANK, vectors=False, noise=0.01
+    )
+    posterior = bayesify.WeightPosterior(net, q, bayesify.Categorical())
+    dense = [copy.deepcopy(net) for _ in range(cost.MEMBERS)]
+    turn = iter(range(10**9))
+
+    @torch.no_grad()
+    def one() -> Tensor:
+        return read_tensor(dense[next(turn) % cost.MEMBERS](**x))
+
+    return {"bella": torch.no_grad()(lambda: posterior.predict(x)), "dense": one}
+
+
+def stepping(net: torch.nn.Module, x: dict[str, Tensor], y: Tensor) -> dict[str, Any]:
+    """A step of all members as it comes, and of the next of M dense networks."""
+    return {
+        "bella": cost.stepping(cost.start(copy.deepcopy(net), x), x, y),
+        "dense": cost.in_turns(cost.dense_members(net), x, y),
+    }
+
+
+def traffic(net: torch.nn.Module, what: str) -> dict[str, float]:
+    """Gigabytes of weights moved by M dense networks, and by M members that are run at once.
+
+    Without the embeddings, of which a few rows are read: torch's Adam moves them all, which the
+    dense networks are not charged for.
+    """
+    encoder = [each for name, each in net.named_parameters() if "embedding" not in name]
+    weights = 4e-9 * sum(each.numel() for each in encoder)
+    factors = 4e-9 * sum(
+        cost.RANK * sum(each.shape)
+        for name, each in net.named_parameters()
+        if name in cost.adapted()(net, None)
+    )
+    passes, learnt = PASSES[what]
+    return {
+        "dense": cost.MEMBERS * (passes + learnt) * weights,
+        "bella": passes * weights + cost.MEMBERS * (passes + learnt) * factors,
+    }
+
+
+def batch_of(size: int, tokens: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Texts of one length, and their classes."""
+    ids = torch.randint(cost.VOCABULARY, (size, tokens))
+    mask = {"attention_mask": torch.ones_like(ids)}
+    return {"input_ids": ids} | mask, torch.randint(cost.CLASSES, (size,))
+
+
+def peak_gigabytes(measured: Any) -> float:
+    """Per second, read, of a sum over far more than the caches hold."""
+    big = torch.ones(2**27)
+    return 4e-9 * len(big) / (measured({"sum": big.sum})["sum"] / 1000)
+
+
+def show(result: dict[str, Any]) -> None:
+    """A table for a person."""
+    console = Console()
+    console.print(", ".join(f"{name} {value}" for name, value in result["machine"].items()))
+    columns = list(result["rows"][0])
+    table = Table(*columns)
+    for each in result["rows"]:
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in each.values()))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""How many weight samples to run at once.
+
+Samples that are run together read what they have in common once (weights that are not random, and
+the base of low-rank members), and share the dispatch of every operation; but their activations
+together may fall out of the cache, and then the plain loop is the faster one. So as many are run at
+once as keep the largest activation within a budget: a fixed one, or, where the weights in common
+take more, a part of their bytes, which the loop would read again for each sample. The budgets are
+measured: benchmarks/README.md.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bayesify.batches import batch_size, first_example
+from bayesify.distributions.base import WeightDistribution
+from bayesify.types import Inputs
+from bayesify.weights.named import weights_of
+from bayesify.weights.trace import trace
+
+CPU_BUDGET = 2**20
+"""Bytes that the largest activation of a chunk may take on a CPU, so that it stays in cache."""
+
+ACCELERATOR_BUDGET = 2**30
+"""Bytes that the largest activation of a chunk may take on an accelerator."""
+
+OF_COMMON = 1 / 8
+"""The same, in bytes of the weights in common: reading these again costs as much."""
+
+WORTHWHILE = 4
+"""Fewer samples than this at once cost more than the loop."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a forward pass moves, from the first random weight on.
+
+    What comes before it is the same for all samples, and computed once.
+
+    Attributes:
+        activation: Bytes of the largest activation, per example and sample.
+        common: Bytes of the weights that samples have in common.
+    """
+
+    activation: int
+    common: int = 0
+
+    @classmethod
+    def of(cls, model: nn.Module, q: WeightDistribution, inputs: Inputs) -> "Footprint":
+        """Found by running the model on one example.
+
+        Args:
+            model: The network.
+            q: Over its weights.
+            inputs: A batch, of which the first example is taken.
+        """
+        random, own = set(q.names), set(q.names) - set(q.perturbed)
+        uses = trace(model, first_example(inputs))
+        start = next((i for i, use in enumerate(uses) if random & set(use.names)), 0)
+        after = uses[start:]
+        read = {name for use in after for name in use.names} - own
+        weights = weights_of(model)
+        return cls(
+            max((use.result_bytes for use in after), default=0),
+            sum(weights[name].nbytes for name in read if name in weights),
+        )
+
+
+def default_chunk_size(footprint: Footprint, inputs: Inputs, device: torch.device) -> int:
+    """How many samples to run at once; 1 is the plain loop.
+
+    Args:
+        footprint: Of the network under its distribution.
+        inputs: The batch, for its size.
+        device: Where it is run.
+    """
+    budget = CPU_BUDGET if device.type == "cpu" else ACCELERATOR_BUDGET
+    budget = max(budget, OF_COMMON * footprint.common)
+    fitting = math.floor(budget / max(1, footprint.activation * batch_size(inputs)))
+    return fitting if fitting >= WORTHWHILE else 1

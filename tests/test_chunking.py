@@ -1,0 +1,78 @@
+"""How many samples run at once: the budgets, what counts against them, and that posteriors obey."""
+
+import pytest
+import torch
+from torch import nn
+
+from bayesify import WeightPosterior, chunking, last_layer, matching
+from bayesify.chunking import Footprint, default_chunk_size
+from bayesify.distributions.low_rank_particles import LowRankParticles
+from bayesify.distributions.mean_field import MeanField
+from bayesify.likelihoods import Categorical
+
+CPU = torch.device("cpu")
+X = torch.zeros(16, 4)
+
+
+def test_the_rule_fills_the_budget_or_loops():
+    budget, least = chunking.CPU_BUDGET, chunking.WORTHWHILE
+    assert default_chunk_size(Footprint(budget // 16 // 10), X, CPU) == 10
+    assert default_chunk_size(Footprint(budget // 16 // least), X, CPU) == least
+    assert default_chunk_size(Footprint(budget // 16 // 2), X, CPU) == 1
+    assert default_chunk_size(Footprint(10 * budget), X, CPU) == 1
+    assert default_chunk_size(Footprint(0), X, CPU) > 1000
+    assert default_chunk_size(Footprint(budget), X, torch.device("cuda")) > 1
+
+
+def test_many_weights_in_common_widen_the_budget():
+    of_one = chunking.CPU_BUDGET // 16  # the whole budget with this batch
+    assert default_chunk_size(Footprint(of_one, common=0), X, CPU) == 1
+    common = int(6 * chunking.CPU_BUDGET / chunking.OF_COMMON)
+    assert default_chunk_size(Footprint(of_one, common), X, CPU) == 6
+    assert default_chunk_size(Footprint(of_one // 8, common=1), X, CPU) == 8  # and never narrow it
+
+
+def test_activations_before_the_random_weights_do_not_count():
+    net = nn.Sequential(nn.Linear(4, 100), nn.Linear(100, 3))
+    x = torch.randn(7, 4)
+    assert Footprint.of(net, MeanField.around(net), x) == Footprint(100 * 4, 0)
+    assert Footprint.of(net, MeanField.around(net, where=last_layer), x) == Footprint(3 * 4, 0)
+
+
+def test_what_samples_have_in_common_is_what_comes_after_and_is_not_replaced():
+    net = nn.Sequential(nn.Linear(4, 100), nn.Linear(100, 3))
+    x = torch.randn(7, 4)
+    last = 4 * (300 + 3)  # bytes of the last layer
+    first = MeanField.around(net, where=matching("0.*"))
+    assert Footprint.of(net, first, x).common == last
+    members = LowRankParticles.around(net, members=5, rank=1)
+    assert Footprint.of(net, members, x).common == 4 * (400 + 100) + last  # the base is read once
+    assert Footprint.of(net, MeanField.around(net, where=matching("1.weight")), x).common == 4 * 3
+
+
+def test_a_posterior_runs_as_many_at_once_as_the_rule_says(monkeypatch: pytest.MonkeyPatch):
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), torch.randn(5, 4)
+    posterior = WeightPosterior(model, MeanField.around(model), Categorical())
+    seen = []
+    monkeypatch.setattr(
+        "bayesify.posterior.outputs", lambda *a, chunk_size, **k: seen.append(chunk_size)
+    )
+    posterior.outputs(x)
+    posterior.outputs(x, chunk_size=3)
+    assert seen == [default_chunk_size(Footprint(8 * 4), x, CPU), 3]
+
+
+def test_low_rank_members_around_a_wide_network_run_at_once_at_a_small_batch(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(chunking, "CPU_BUDGET", 1)
+    net = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 256), nn.Linear(256, 3))
+    seen = []
+    monkeypatch.setattr(
+        "bayesify.posterior.outputs", lambda *a, chunk_size, **k: seen.append(chunk_size)
+    )
+    low_rank = LowRankParticles.around(net, members=5, rank=1)
+    for q in (low_rank, MeanField.around(net)):
+        WeightPosterior(net, q, Categorical()).outputs(torch.randn(2, 4))
+    assert seen[0] >= 5
+    assert seen[1] == 1
