@@ -22,11 +22,11 @@ import json
 import time
 from typing import Any
 
-import bella_cost as cost
+import bella_networks as nets
 import torch
+from measuring import gigaflops, load, machine, peak_gigaflops, timed
 from rich.console import Console
 from rich.table import Table
-from stf_cost import machine
 from torch import Tensor
 
 import bayesify
@@ -49,10 +49,10 @@ def main() -> None:
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
 
     def measured(work: dict[str, Any]) -> dict[str, float]:
-        return cost.timed(work, options.repetitions, clock)
+        return timed(work, options.repetitions, clock)
 
-    speed, bandwidth = cost.peak_gigaflops(measured), peak_gigabytes(measured)
-    facts = machine(1) | {"clock": options.clock, "load": cost.load()}
+    speed, bandwidth = peak_gigaflops(measured), peak_gigabytes(measured)
+    facts = machine(1) | {"clock": options.clock, "load": load()}
     rows = [
         row(what, tokens, measured, speed, bandwidth)
         for what in ("predict", "step")
@@ -66,14 +66,14 @@ def row(
     what: str, tokens: int, measured: Any, speed: float, bandwidth: float
 ) -> dict[str, float | str]:
     """One comparison, and its bounds."""
-    net = cost.transformer()
+    net = nets.transformer()
     x, y = batch_of(1 if what == "predict" else 16, tokens)
     work = predicting(net, x) if what == "predict" else stepping(net, x, y)
     for each in work.values():
         each()  # the first call also looks at the network
-    flops = cost.times_members({name: cost.gigaflops(each) for name, each in work.items()})
+    flops = nets.times_members({name: gigaflops(each) for name, each in work.items()})
     moved = traffic(net, what)
-    found = cost.times_members(measured(work))
+    found = nets.times_members(measured(work))
     least = max(flops["dense"] / speed, moved["dense"] / bandwidth)
     return {
         "what": what,
@@ -91,15 +91,15 @@ def row(
 def predicting(net: torch.nn.Module, x: dict[str, Tensor]) -> dict[str, Any]:
     """`predict` as it comes, and the next of M dense networks."""
     q = LowRankParticles.around(
-        net, where=cost.adapted(), members=cost.MEMBERS, rank=cost.RANK, vectors=False, noise=0.01
+        net, where=nets.adapted(), members=nets.MEMBERS, rank=nets.RANK, vectors=False, noise=0.01
     )
     posterior = bayesify.WeightPosterior(net, q, bayesify.Categorical())
-    dense = [copy.deepcopy(net) for _ in range(cost.MEMBERS)]
+    dense = [copy.deepcopy(net) for _ in range(nets.MEMBERS)]
     turn = iter(range(10**9))
 
     @torch.no_grad()
     def one() -> Tensor:
-        return read_tensor(dense[next(turn) % cost.MEMBERS](**x))
+        return read_tensor(dense[next(turn) % nets.MEMBERS](**x))
 
     return {"bella": torch.no_grad()(lambda: posterior.predict(x)), "dense": one}
 
@@ -107,8 +107,8 @@ def predicting(net: torch.nn.Module, x: dict[str, Tensor]) -> dict[str, Any]:
 def stepping(net: torch.nn.Module, x: dict[str, Tensor], y: Tensor) -> dict[str, Any]:
     """A step of all members as it comes, and of the next of M dense networks."""
     return {
-        "bella": cost.stepping(cost.start(copy.deepcopy(net), x), x, y),
-        "dense": cost.in_turns(cost.dense_members(net), x, y),
+        "bella": nets.stepping(nets.start(copy.deepcopy(net), x), x, y),
+        "dense": nets.in_turns(nets.dense_members(net), x, y),
     }
 
 
@@ -121,22 +121,22 @@ def traffic(net: torch.nn.Module, what: str) -> dict[str, float]:
     encoder = [each for name, each in net.named_parameters() if "embedding" not in name]
     weights = 4e-9 * sum(each.numel() for each in encoder)
     factors = 4e-9 * sum(
-        cost.RANK * sum(each.shape)
+        nets.RANK * sum(each.shape)
         for name, each in net.named_parameters()
-        if name in cost.adapted()(net, None)
+        if name in nets.adapted()(net, None)
     )
     passes, learnt = PASSES[what]
     return {
-        "dense": cost.MEMBERS * (passes + learnt) * weights,
-        "bella": passes * weights + cost.MEMBERS * (passes + learnt) * factors,
+        "dense": nets.MEMBERS * (passes + learnt) * weights,
+        "bella": passes * weights + nets.MEMBERS * (passes + learnt) * factors,
     }
 
 
 def batch_of(size: int, tokens: int) -> tuple[dict[str, Tensor], Tensor]:
     """Texts of one length, and their classes."""
-    ids = torch.randint(cost.VOCABULARY, (size, tokens))
+    ids = torch.randint(nets.VOCABULARY, (size, tokens))
     mask = {"attention_mask": torch.ones_like(ids)}
-    return {"input_ids": ids} | mask, torch.randint(cost.CLASSES, (size,))
+    return {"input_ids": ids} | mask, torch.randint(nets.CLASSES, (size,))
 
 
 def peak_gigabytes(measured: Any) -> float:

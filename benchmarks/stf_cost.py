@@ -15,15 +15,14 @@ both sides. Compared are
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from measuring import machine, timed
 from rich.console import Console
 from rich.table import Table
 from torch.func import functional_call
@@ -33,7 +32,6 @@ import bayesify
 from bayesify.forward import read_tensor
 
 SAMPLES = 16
-BLOCK = 0.5
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": "2147483648", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 """As it comes, glibc hands large blocks back to the kernel at times that depend on all that ran
 before, and a step then pays for fresh pages: up to a fifth of its time, by chance. Keeping them,
@@ -119,6 +117,8 @@ def start(method: bayesify.Method, x: torch.Tensor) -> bayesify.Run:
             num_data=50_000,
             steps_per_epoch=1000,
             example=x[:1],
+            inputs=lambda: iter([x]),
+            batches=lambda: iter([(x, torch.zeros(len(x), dtype=torch.long))]),
             readout=read_tensor,
             vectorize=True,
             generator=torch.Generator().manual_seed(0),
@@ -183,44 +183,6 @@ def import_cost(repetitions: int) -> dict[str, float]:
         for _ in range(min(repetitions, 3))
     ]
     return {"seconds_beyond_torch": statistics.median(seconds)}
-
-
-def timed(work: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
-    """Median milliseconds of each, in interleaved blocks, after a warm-up.
-
-    A block repeats one piece of work for about `BLOCK` seconds, as a user would: a single call
-    among others would mostly measure what those left in the caches and in the allocator.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    calls = {}
-    for name, function in work.items():
-        function()
-        begin = time.perf_counter()
-        function()
-        calls[name] = max(1, round(BLOCK / (time.perf_counter() - begin)))
-    for _ in range(repetitions):
-        for name, function in work.items():
-            begin = time.perf_counter()
-            for _ in range(calls[name]):
-                function()
-            seconds[name].append((time.perf_counter() - begin) / calls[name])
-    return {name: 1000 * statistics.median(each) for name, each in seconds.items()}
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What it ran on."""
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-        model = names[0] if names else model
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-    }
 
 
 def show(result: dict[str, Any]) -> None:

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import machine
 from rich.console import Console
 from rich.table import Table
-from stf_cost import machine
 from torch import nn
 
 import bayesify
