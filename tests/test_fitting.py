@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from bayesify import MAP, STF, Ensemble, MeanFieldVI, fit, last_layer, matching
+from bayesify import MAP, STF, SWAG, Bella, Ensemble, MeanFieldVI, fit, last_layer, matching
 from bayesify.errors import (
     BayesifyError,
     DataError,
@@ -374,3 +374,18 @@ def test_the_operations_of_a_step_are_those_of_its_products_of_matrices():
     data = torch.randn(64, 3), torch.arange(64) % 2
     posterior = fit(nn.Linear(3, 2), data, MAP(epochs=1), batch_size=32)
     assert posterior.record.flops_per_step == 2 * (2 * 32 * 3 * 2)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        STF(pretrain=Ensemble(members=2, epochs=1), epochs=1),
+        Bella(pretrain=Ensemble(members=2, epochs=1), epochs=1),
+        SWAG(pretrain=STF(pretrain=Ensemble(members=2, epochs=1)), epochs=1),
+    ],
+)
+def test_a_method_that_begins_at_one_network_refuses_several_before_anything_is_trained(method):
+    model, watcher = net(), Watcher()
+    with pytest.raises(OptionError, match=r"trains 2, whose mean is no network"):
+        fit(model, (X, Y), method, callbacks=[watcher])
+    assert not watcher.trained

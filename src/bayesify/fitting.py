@@ -15,14 +15,15 @@ from bayesify.callbacks import Callback
 from bayesify.certifying import CertifyingPart, cut
 from bayesify.checks import check_data, check_held_out
 from bayesify.cost import CostMeter, FlopCounter
+from bayesify.distributions.particles import Particles
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.forward import can_vectorize, read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.loading import Data, as_loader
-from bayesify.methods.base import Certifiable, Method, Problem
+from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.modes import seeded
 from bayesify.options import to_json
-from bayesify.posterior import FitRecord, Posterior
+from bayesify.posterior import FitRecord, Posterior, WeightPosterior
 from bayesify.types import Inputs, Readout
 from bayesify.version import __version__
 from bayesify.weights.named import assign_, weights_of
@@ -210,6 +211,7 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
     for phase in reversed(phases):
         own = problem if phase is phases[0] else early
         if trained is not None:
+            _check_start(phase, trained)
             assign_(model, trained.point())
         rehearsal = replace(
             own,
@@ -222,6 +224,24 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
         trained = phase.start(rehearsal).posterior()
         with torch.no_grad():
             trained.outputs(first_example(own.example), num_samples=2)
+
+
+def _check_start(method: Method, trained: Posterior) -> None:
+    """That a method which begins at one network is not given several.
+
+    Raises:
+        OptionError: it is; the mean of networks that were trained apart is no network.
+    """
+    q = trained.q if isinstance(trained, WeightPosterior) else None
+    if isinstance(method, FromMembers) and method.from_members:
+        return
+    if isinstance(q, Particles) and q.size(1) > 1:
+        name = type(method).__name__
+        raise OptionError(
+            f"{name}(pretrain=...): expected a method that trains one network, which {name} "
+            f"begins at, such as bayesify.MAP(); got one that trains {q.size(1)}, whose mean is no "
+            f"network."
+        )
 
 
 def _train(

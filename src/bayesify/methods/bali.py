@@ -127,6 +127,11 @@ class BALI(LayerwiseOptions):
                 f"would be thrown away; expected first_weights='own', or pretrain none."
             )
 
+    @property
+    def from_members(self) -> bool:
+        """Whether each posterior begins at a network of its own, of those pretrained."""
+        return self.members > 1
+
     def scales(self, likelihood: Likelihood) -> Scales:
         """The widths of prior, noise and data, where the options leave them to the task."""
         options = {each.name: getattr(self, each.name) for each in fields(Scales)}

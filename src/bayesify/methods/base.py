@@ -121,6 +121,16 @@ class Certifiable(Protocol):
         ...
 
 
+@runtime_checkable
+class FromMembers(Protocol):
+    """A method that can go on from each of several networks that its pretraining trained."""
+
+    @property
+    def from_members(self) -> bool:
+        """Whether it will; if not, it begins at a single network."""
+        ...
+
+
 class StreamRun(Run, Protocol):
     """A run that can learn from any batch at any time."""
 
