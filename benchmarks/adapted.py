@@ -83,21 +83,28 @@ def run(
 
 
 def on_held_out(
-    method: Any, net: torch.nn.Module, sets: dict[str, Any], batch_size: int
+    method: Any, net: torch.nn.Module, sets: dict[str, Any], batch_size: int, members: int = 1
 ) -> dict[str, float]:
-    """The first member, judged on one half of the held-out set; the other sets the temperature."""
+    """The first members, judged on the held-out set; the temperature by halves."""
     start = time.perf_counter()
     posterior = bayesify.fit(net, sets["train"], method, seed=0, batch_size=batch_size)
-    held, y = averaged(logits_of(posterior, sets["held out"]), [0]), sets["held out"].y
-    half = len(held) // 2
-    found = judge(held[half:], y[half:], (held[:half], y[:half]))
-    return found | {"seconds": time.perf_counter() - start}
+    held, y = averaged(logits_of(posterior, sets["held out"]), range(members)), sets["held out"].y
+    return judge(held, y, tempered(held, y)) | {"seconds": time.perf_counter() - start}
 
 
 def report(
-    folder: Path, seeds: list[int], sets: dict[str, Any], judged: list[str]
+    folder: Path,
+    seeds: list[int],
+    sets: dict[str, Any],
+    judged: list[str],
+    *,
+    by_halves: bool = False,
 ) -> dict[str, Any]:
-    """Every arm at every number of members, on the sets `judged`; means and errors over seeds."""
+    """Every arm at every number of members, on the sets `judged`; means and errors over seeds.
+
+    The temperature is fitted on the set "held out"; or, where the network has seen that (or the
+    like of it) in its own training, by halves of each set that is judged.
+    """
     table: dict[str, Any] = {}
     rows: dict[str, dict[str, list[Any]]] = {name: {} for name in judged}
     for arm in sorted({file.stem.rsplit("-", 1)[0] for file in folder.glob("*.safetensors")}):
@@ -114,7 +121,7 @@ def report(
                 ],
             }
             for name in judged:
-                found, examples = _of_cells(cells, name, members, sets)
+                found, examples = _of_cells(cells, name, members, sets, by_halves)
                 table[key][name] = {
                     metric: mean_and_error([each[metric] for each in found]) for metric in found[0]
                 }
@@ -137,13 +144,15 @@ def _of_cells(
     name: str,
     members: int,
     sets: dict[str, Any],
+    by_halves: bool,
 ) -> tuple[list[dict[str, float]], list[dict[str, Tensor]]]:
     found, examples = [], []
     for logits, _ in cells:
+        predictive, y = averaged(logits[name], range(members)), sets[name].y
         held = averaged(logits["held out"], range(members)), sets["held out"].y
-        predictive = averaged(logits[name], range(members))
-        found.append(judge(predictive, sets[name].y, held))
-        examples.append(per_example(predictive, sets[name].y, held))
+        after = tempered(predictive, y, None if by_halves else held)
+        found.append(judge(predictive, y, after))
+        examples.append(per_example(predictive, y, after[0]))
     return found, examples
 
 
@@ -161,31 +170,46 @@ def averaged(logits: Tensor, members: Iterable[int] | None = None) -> Tensor:
     return log_probs.logsumexp(0) - math.log(len(log_probs))
 
 
-def judge(log_probs: Tensor, target: Tensor, held_out: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Numbers of one predictive, with and without a temperature fitted on `held_out`."""
-    temperature = fit_temperature(*held_out)
-    scaled = (log_probs / temperature).log_softmax(1)
-    probs, after = log_probs.exp(), scaled.exp()
+def tempered(
+    log_probs: Tensor, target: Tensor, held_out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, float]:
+    """Log probabilities after a temperature, and that temperature.
+
+    It is fitted on `held_out`; or, without that, on one half of these examples for the other, both
+    ways, and the mean of the two is returned.
+    """
+    if held_out is not None:
+        found = fit_temperature(*held_out)
+        return (log_probs / found).log_softmax(1), found
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
+    one, other = order[: len(order) // 2], order[len(order) // 2 :]
+    after, temperatures = torch.empty_like(log_probs), []
+    for fitted, judged in ((one, other), (other, one)):
+        temperatures.append(fit_temperature(log_probs[fitted], target[fitted]))
+        after[judged] = (log_probs[judged] / temperatures[-1]).log_softmax(1)
+    return after, sum(temperatures) / 2
+
+
+def judge(log_probs: Tensor, target: Tensor, after: tuple[Tensor, float]) -> dict[str, float]:
+    """Numbers of one predictive, as it is and after a temperature."""
+    probs, scaled = log_probs.exp(), after[0].exp()
     return {
         "accuracy": accuracy(probs, target),
         "nll": nll(probs, target),
         "ece": ece(probs, target),
-        "temperature": temperature,
-        "nll_ts": nll(after, target),
-        "ece_ts": ece(after, target),
+        "temperature": after[1],
+        "nll_ts": nll(scaled, target),
+        "ece_ts": ece(scaled, target),
     }
 
 
-def per_example(
-    log_probs: Tensor, target: Tensor, held_out: tuple[Tensor, Tensor]
-) -> dict[str, Tensor]:
+def per_example(log_probs: Tensor, target: Tensor, after: Tensor) -> dict[str, Tensor]:
     """Of every example: whether it was right, its NLL, and that after the temperature."""
-    scaled = (log_probs / fit_temperature(*held_out)).log_softmax(1)
     rows = torch.arange(len(target))
     return {
         "accuracy": (log_probs.argmax(1) == target).double(),
         "nll": -log_probs[rows, target],
-        "nll_ts": -scaled[rows, target],
+        "nll_ts": -after[rows, target],
     }
 
 
