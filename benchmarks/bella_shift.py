@@ -32,12 +32,15 @@ from bayesify.data.parts import Examples
 TRAIN, HELD_OUT, BATCH, EPOCHS = 10_000, 2_000, 64, 2
 TEN, THREE = 10, 3
 
+RATES = tuple((1.0, 2.0, 0.5)[i % 3] for i in range(TEN))
+"""Of the members, in units of lr: members that learn at rates of their own differ more."""
+
 NORMS = {"pretrain": None, "epochs": EPOCHS, "batch_norm": "frozen"}
 ARMS: dict[str, Any] = {
     "dense": lambda: bayesify.FineTunedEnsemble(
         pretrain=None, members=THREE, epochs=EPOCHS, lr=1e-3
     ),
-    "bella": lambda: bayesify.Bella(**NORMS, members=TEN, rank=1, lr=5e-3, noise=0.2),
+    "bella": lambda: bayesify.Bella(**NORMS, members=TEN, rank=1, lr=5e-3, noise=0.2, rates=RATES),
     "bella-svgd": lambda: bayesify.Bella(
         **NORMS, members=THREE, rank=1, lr=5e-3, interaction="svgd"
     ),

