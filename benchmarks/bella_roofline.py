@@ -1,4 +1,4 @@
-"""Where low rank saves time: Bella beside dense networks, over the number of tokens at once.
+"""Where low rank saves time: Bella beside dense networks and LoRA, over the length of texts.
 
     python benchmarks/bella_roofline.py [--json] [--repetitions N] [--clock cpu]
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 def row(
     what: str, tokens: int, measured: Any, speed: float, bandwidth: float
-) -> dict[str, float | str]:
+) -> dict[str, float | str | None]:
     """One comparison, and its bounds."""
     net = nets.transformer()
     x, y = batch_of(1 if what == "predict" else 16, tokens)
@@ -77,10 +77,11 @@ def row(
     least = max(flops["dense"] / speed, moved["dense"] / bandwidth)
     return {
         "what": what,
-        "tokens": len(y) * tokens,
+        "tokens of a text": tokens,
         "milliseconds dense": found["dense"],
         "milliseconds bella": found["bella"],
-        "ratio": found["bella"] / found["dense"],
+        "over dense": found["bella"] / found["dense"],
+        "over LoRA": found["bella"] / found["lora"] if "lora" in found else None,
         "by arithmetic": flops["bella"] / flops["dense"],
         "by traffic": moved["bella"] / moved["dense"],
         "roofline milliseconds dense": 1000 * least,
@@ -105,11 +106,14 @@ def predicting(net: torch.nn.Module, x: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def stepping(net: torch.nn.Module, x: dict[str, Tensor], y: Tensor) -> dict[str, Any]:
-    """A step of all members as it comes, and of the next of M dense networks."""
-    return {
+    """A step of all members as it comes, and of the next of M dense networks or LoRA adapters."""
+    work = {
         "bella": nets.stepping(nets.start(copy.deepcopy(net), x), x, y),
         "dense": nets.in_turns(nets.dense_members(net), x, y),
     }
+    if lora := nets.lora_members(net):
+        work["lora"] = nets.in_turns(lora, x, y)
+    return work
 
 
 def traffic(net: torch.nn.Module, what: str) -> dict[str, float]:
@@ -152,7 +156,9 @@ def show(result: dict[str, Any]) -> None:
     columns = list(result["rows"][0])
     table = Table(*columns)
     for each in result["rows"]:
-        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in each.values()))
+        table.add_row(
+            *(f"{v:.3g}" if isinstance(v, float) else str(v or "") for v in each.values())
+        )
     console.print(table)
 
 
