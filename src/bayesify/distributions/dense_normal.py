@@ -14,15 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesify.distributions.base import WeightDistribution, check_factor, learnt_as
+from bayesify.distributions.base import check_factor, learnt_as
+from bayesify.distributions.located import Located
 from bayesify.errors import LoadError, OptionError, ShapeError
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.types import Named
-from bayesify.weights.named import copied, count
-from bayesify.weights.store import Store, part
+from bayesify.weights.named import count
+from bayesify.weights.store import part
 
 
-class DenseNormal(WeightDistribution):
+class DenseNormal(Located):
     """A Gaussian over the named weights in `loc`, all of which may vary together.
 
     Args:
@@ -41,7 +42,7 @@ class DenseNormal(WeightDistribution):
     """
 
     def __init__(self, loc: Named, factor: Float[Tensor, "rows columns"]) -> None:
-        super().__init__()
+        super().__init__(loc)
         size = count(loc)
         if factor.shape != (size, size):
             raise ShapeError(
@@ -52,7 +53,6 @@ class DenseNormal(WeightDistribution):
             raise OptionError(
                 "factor: expected a lower Cholesky factor, finite and with a diagonal above 0."
             )
-        self.loc = Store(copied(loc), trainable=True)
         self.factor = nn.Parameter(factor.detach().double().tril().contiguous())
 
     @classmethod
@@ -85,11 +85,6 @@ class DenseNormal(WeightDistribution):
         return state | {"triangle": factor[tuple(torch.tril_indices(*factor.shape))]}
 
     @property
-    def names(self) -> list[str]:
-        """Names of the random weights."""
-        return list(self.loc.named())
-
-    @property
     def covariance(self) -> Float[Tensor, "numbers numbers"]:
         """That of all numbers, in the order of `factor`; for a look at few weights."""
         return torch.cholesky_inverse(self.factor)
@@ -110,14 +105,6 @@ class DenseNormal(WeightDistribution):
         around = torch.linalg.solve_triangular(self.factor.mT, noise.mT, upper=True).mT
         parts = self._split(around)
         return {name: mean + parts[name] for name, mean in self.loc.named().items()}
-
-    def weights(self, draw_one: Named) -> Named:
-        """A sample is in the weights' own coordinates already."""
-        return draw_one
-
-    def point(self) -> Named:
-        """The means."""
-        return {name: each.detach() for name, each in self.loc.named().items()}
 
     def scaled(self, factor: float) -> Self:
         """The same means, with every standard deviation multiplied by `factor`.

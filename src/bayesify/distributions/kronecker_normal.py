@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesify.distributions.base import WeightDistribution, check_factor, learnt_as
+from bayesify.distributions.base import check_factor, learnt_as
+from bayesify.distributions.located import Located
 from bayesify.errors import OptionError, ShapeError
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.types import Named
@@ -30,7 +31,7 @@ from bayesify.weights.store import Store, part
 FIELDS = ("loc", "left", "left_values", "right", "right_values", "prior")
 
 
-class KroneckerNormal(WeightDistribution):
+class KroneckerNormal(Located):
     """Gaussians over the named weights in `loc`, independent between tensors.
 
     Args:
@@ -68,9 +69,8 @@ class KroneckerNormal(WeightDistribution):
         right_values: Named,
         prior: Named,
     ) -> None:
-        super().__init__()
+        super().__init__(loc)
         _check(loc, left, left_values, right, right_values, prior)
-        self.loc = Store(copied(loc), trainable=True)
         self.left = Store(_in_order(left), trainable=True)
         self.left_values = Store(copied(left_values), trainable=True)
         self.right = Store(_in_order(right), trainable=True)
@@ -81,11 +81,6 @@ class KroneckerNormal(WeightDistribution):
     def from_state(cls, state: Named) -> Self:
         """The distribution whose `state_dict()` is `state`."""
         return cls(*(part(state, field) for field in FIELDS))
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the random weights."""
-        return list(self.loc.named())
 
     @property
     def scale(self) -> Named:
@@ -132,14 +127,6 @@ class KroneckerNormal(WeightDistribution):
                 around = torch.bmm(around, right[name].mT.expand(n, -1, -1))
             sampled[name] = mean + around.reshape(n, *mean.shape).to(mean.dtype)
         return sampled
-
-    def weights(self, draw_one: Named) -> Named:
-        """A sample is in the weights' own coordinates already."""
-        return draw_one
-
-    def point(self) -> Named:
-        """The means."""
-        return {name: each.detach() for name, each in self.loc.named().items()}
 
     def log_determinant(self) -> Float[Tensor, ""]:
         """ln|P|, of all tensors together."""

@@ -14,7 +14,8 @@ from typing import Self
 
 import torch
 
-from bayesify.distributions.base import WeightDistribution, check_factor, learnt_as
+from bayesify.distributions.base import check_factor, learnt_as
+from bayesify.distributions.located import Located
 from bayesify.errors import OptionError, ShapeError
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.types import Named
@@ -22,7 +23,7 @@ from bayesify.weights.named import copied
 from bayesify.weights.store import Store, part
 
 
-class LowRankNormal(WeightDistribution):
+class LowRankNormal(Located):
     """A Gaussian over the named weights in `loc`, jointly over all tensors.
 
     Args:
@@ -44,7 +45,7 @@ class LowRankNormal(WeightDistribution):
     """
 
     def __init__(self, loc: Named, diagonal: Named, deviations: Named) -> None:
-        super().__init__()
+        super().__init__(loc)
         for field, named in (("diagonal", diagonal), ("deviations", deviations)):
             if set(named) != set(loc):
                 raise ShapeError(f"{field}: expected names {list(loc)}, got {list(named)}.")
@@ -67,7 +68,6 @@ class LowRankNormal(WeightDistribution):
                     )
             if not bool(((wide >= 0) & wide.isfinite()).all()):
                 raise OptionError(f"diagonal of {name!r}: expected finite numbers of 0 or above.")
-        self.loc = Store(copied(loc), trainable=True)
         self.diagonal = Store(copied({name: diagonal[name] for name in loc}), trainable=True)
         self.deviations = Store(copied({name: deviations[name] for name in loc}), trainable=True)
 
@@ -75,11 +75,6 @@ class LowRankNormal(WeightDistribution):
     def from_state(cls, state: Named) -> Self:
         """The distribution whose `state_dict()` is `state`."""
         return cls(*(part(state, field) for field in ("loc", "diagonal", "deviations")))
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the random weights."""
-        return list(self.loc.named())
 
     @property
     def rank(self) -> int:
@@ -111,14 +106,6 @@ class LowRankNormal(WeightDistribution):
             alone = diagonal[name] * eps.view(n, *mean.shape).to(mean.dtype) / math.sqrt(2)
             sampled[name] = mean + alone + together.view(n, *mean.shape)
         return sampled
-
-    def weights(self, draw_one: Named) -> Named:
-        """A sample is in the weights' own coordinates already."""
-        return draw_one
-
-    def point(self) -> Named:
-        """The means."""
-        return {name: each.detach() for name, each in self.loc.named().items()}
 
     def scaled(self, factor: float) -> Self:
         """The same means, with every standard deviation multiplied by `factor`.

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesify.distributions.base import WeightDistribution, check_factor, learnt_as
+from bayesify.distributions.base import check_factor, learnt_as
+from bayesify.distributions.located import Located
 from bayesify.errors import OptionError, ShapeError
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.types import Inputs, Named, Where
 from bayesify.weights.gaussian import GaussianWeight
-from bayesify.weights.named import copied, weights_of
+from bayesify.weights.named import weights_of
 from bayesify.weights.select import all_weights, chosen
 from bayesify.weights.store import Store, part
 
 
-class MeanField(WeightDistribution):
+class MeanField(Located):
     """Independent Gaussians over the named weights in `loc`.
 
     Args:
@@ -37,7 +38,7 @@ class MeanField(WeightDistribution):
     """
 
     def __init__(self, loc: Named, scale: Named) -> None:
-        super().__init__()
+        super().__init__(loc)
         if set(scale) != set(loc):
             raise ShapeError(f"expected a scale for each of {list(loc)}, got {list(scale)}.")
         for name, mean in loc.items():
@@ -48,7 +49,6 @@ class MeanField(WeightDistribution):
                     f"scale of {name!r}: expected the shape {tuple(mean.shape)} of its mean, got "
                     f"{tuple(scale[name].shape)}."
                 )
-        self.loc = Store(copied(loc), trainable=True)
         self.rho = Store({n: inverse_softplus(scale[n].detach()) for n in loc}, trainable=True)
 
     @classmethod
@@ -91,11 +91,6 @@ class MeanField(WeightDistribution):
         return q
 
     @property
-    def names(self) -> list[str]:
-        """Names of the random weights."""
-        return list(self.loc.named())
-
-    @property
     def scale(self) -> Named:
         """Standard deviations, in the shapes of the weights."""
         return {name: F.softplus(each) for name, each in self.rho.named().items()}
@@ -112,14 +107,6 @@ class MeanField(WeightDistribution):
             name: torch.addcmul(mean, scale[name], each.view(n, *mean.shape).to(mean.dtype))
             for (name, mean), each in zip(loc.items(), eps, strict=True)
         }
-
-    def weights(self, draw_one: Named) -> Named:
-        """A sample is in the weights' own coordinates already."""
-        return draw_one
-
-    def point(self) -> Named:
-        """The means."""
-        return {name: each.detach() for name, each in self.loc.named().items()}
 
     def local_weights(self, *, generator: torch.Generator | None = None) -> Named:
         """Structured weights that draw their noise per example (local reparameterisation)."""
