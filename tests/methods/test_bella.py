@@ -148,6 +148,23 @@ def test_new_heads_are_drawn_anew_for_each_member_and_learnt_in_full():
     assert torch.equal(posterior.model[4].weight, start)
 
 
+@pytest.mark.parametrize(
+    ("changes", "starts_apart"),
+    [
+        ({}, True),
+        ({"heads": matching("4.*")}, False),  # the heads differ
+        ({"heads": matching("4.*"), "fresh_heads": False}, True),
+        ({"heads": matching("4.*"), "interaction": "svgd"}, True),  # products have to differ
+        ({"heads": matching("4.*"), "noise": 0.2}, True),
+        ({"noise": 0.0}, False),
+    ],
+)
+def test_members_start_with_noise_unless_their_heads_differ(changes, starts_apart):
+    posterior = replace(SMALL, **changes).start(NETS["mlp"].problem()).posterior()
+    ups = posterior.q.up.named().values()
+    assert all(bool(each.any()) == starts_apart for each in ups)
+
+
 def test_heads_may_start_as_the_networks():
     _, drawn = heads(replace(SMALL, heads=matching("4.*"), fresh_heads=False))
     assert torch.equal(drawn, NETS["mlp"].model()[4].weight.detach().expand(3, -1, -1))

@@ -38,6 +38,9 @@ from bayesify.types import Named, Where
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import all_weights, matching
 
+NOISE = 0.1
+"""Of the first differences, without which members around one network hardly come to differ."""
+
 
 @register
 @dataclass(frozen=True)
@@ -80,8 +83,11 @@ class Bella:
         1.0, help="standard deviation of the prior on all that is learnt", above=0
     )
     scale: float = option(1.0, help="multiplies the product of the factors", above=0)
-    noise: float = option(
-        0.1, help="rms of the first differences, relative to each matrix", at_least=0
+    noise: float | None = option(
+        None,
+        help="rms of the first differences, relative to each matrix; none: 0.1, or 0 where members "
+        "differ by heads that each draws anew",
+        at_least=0,
     )
     vectors: bool = option(True, help="whether biases and gains of norms are learnt, in full")
     heads: Where | None = option(
@@ -147,6 +153,12 @@ class Bella:
     def _own_batches(self) -> bool:
         return self.batches == "own" and self.interaction == "ensemble"
 
+    def _noise_beside(self, fresh_heads: list[str]) -> float:
+        """Members that draw heads of their own differ; what needs noise then is SVGD's kernel."""
+        if self.noise is not None:
+            return self.noise
+        return 0.0 if fresh_heads and self.interaction == "ensemble" else NOISE
+
     def start(self, problem: Problem) -> GradientRun:
         """Freeze the network and put members around it."""
         heads = [] if self.heads is None else self.heads(problem.model, problem.example)
@@ -161,7 +173,7 @@ class Bella:
             members=self.members,
             rank=self.rank,
             scale=self.scale,
-            noise=self.noise,
+            noise=self._noise_beside(names),
             common_down=self.interaction == "svgd",
             full=heads,
             vectors=self.vectors,
