@@ -2,13 +2,14 @@
 
 A cell (arm, seed) is a file of logits (M, N, C) on each evaluation set. From it any number of its
 members is judged: accuracy, NLL, ECE (15 bins), and NLL and ECE after one temperature, which is
-fitted on held-out training data. Differences between two arms are paired by seed and by example.
+fitted on held-out training data, or by halves of what is judged. Differences between two arms are
+paired by seed and by example.
 """
 
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from bayesify.cost import CostMeter
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.evaluation.metrics import accuracy, ece, nll
 from bayesify.loading import as_loader
+from bayesify.options import to_json
+
+CHOOSING = 7
+"""The seed that options are chosen at; no table has it."""
 
 
 @torch.no_grad()
@@ -47,6 +52,35 @@ def keep(folder: Path, arm: str, seed: int, logits: dict[str, Tensor], facts: di
 def is_done(folder: Path, arm: str, seed: int) -> bool:
     """Whether the cell is there."""
     return (folder / f"{arm}-{seed}.safetensors").exists()
+
+
+def fill(
+    folder: Path,
+    arms: dict[str, Any],
+    seeds: list[int],
+    net: Callable[[], torch.nn.Module],
+    sets: dict[str, Any],
+    batch_size: int,
+) -> None:
+    """Fit the cells that are not there.
+
+    Raises:
+        SystemExit: one that is there is of other options or other sets.
+    """
+    sizes = {name: len(each) for name, each in sets.items()}
+    for seed in seeds:
+        for arm, method in arms.items():
+            if not is_done(folder, arm, seed):
+                run(arm, method, seed, net(), sets, batch_size, folder)
+                continue
+            logits, facts = read(folder, arm, seed)
+            found = {name: each.shape[1] for name, each in logits.items()}
+            wanted = {name: sizes[name] for name in found}
+            if facts["options"] != to_json(method) or found != wanted:
+                raise SystemExit(
+                    f"{folder}: the cell {arm}-{seed} was fitted with other options or judged on "
+                    f"other sets; remove it, or name another folder with --out."
+                )
 
 
 def read(folder: Path, arm: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -87,7 +121,7 @@ def on_held_out(
 ) -> dict[str, float]:
     """The first members, judged on the held-out set; the temperature by halves."""
     start = time.perf_counter()
-    posterior = bayesify.fit(net, sets["train"], method, seed=0, batch_size=batch_size)
+    posterior = bayesify.fit(net, sets["train"], method, seed=CHOOSING, batch_size=batch_size)
     held, y = averaged(logits_of(posterior, sets["held out"]), range(members)), sets["held out"].y
     return judge(held, y, tempered(held, y)) | {"seconds": time.perf_counter() - start}
 
@@ -106,26 +140,26 @@ def report(
     like of it) in its own training, by halves of each set that is judged.
     """
     table: dict[str, Any] = {}
-    rows: dict[str, dict[str, list[Any]]] = {name: {} for name in judged}
+    rows: dict[str, dict[str, dict[int, Any]]] = {name: {} for name in judged}
     for arm in sorted({file.stem.rsplit("-", 1)[0] for file in folder.glob("*.safetensors")}):
-        every = [read(folder, arm, seed) for seed in seeds if is_done(folder, arm, seed)]
-        most = max(facts["members"] for _, facts in every)
+        every = {seed: read(folder, arm, seed) for seed in seeds if is_done(folder, arm, seed)}
+        most = max((facts["members"] for _, facts in every.values()), default=0)
         for members in [each for each in (1, 3, 5, 10) if each <= most]:
-            cells = [cell for cell in every if cell[1]["members"] >= members]
-            facts, key = cells[0][1], f"{arm} x{members}"
+            cells = {seed: c for seed, c in every.items() if c[1]["members"] >= members}
+            facts, key = next(iter(cells.values()))[1], f"{arm} x{members}"
             table[key] = {
                 "seeds": len(cells),
                 "trainable per member": facts["trainable"] / facts["members"],
                 "members and seconds of the cell": [
-                    (facts["members"], round(facts["seconds"])) for _, facts in cells
+                    (facts["members"], round(facts["seconds"])) for _, facts in cells.values()
                 ],
             }
             for name in judged:
-                found, examples = _of_cells(cells, name, members, sets, by_halves)
+                found, examples = _of_cells(list(cells.values()), name, members, sets, by_halves)
                 table[key][name] = {
                     metric: mean_and_error([each[metric] for each in found]) for metric in found[0]
                 }
-                rows[name][key] = examples
+                rows[name][key] = dict(zip(cells, examples, strict=True))
     pairs = {
         f"{name}: {first} - {second}": {
             metric: [round(each, 4) for each in values]
@@ -214,15 +248,16 @@ def per_example(log_probs: Tensor, target: Tensor, after: Tensor) -> dict[str, T
 
 
 def paired(
-    first: list[dict[str, Tensor]], second: list[dict[str, Tensor]]
+    first: dict[int, dict[str, Tensor]], second: dict[int, dict[str, Tensor]]
 ) -> dict[str, tuple[float, float, float]]:
     """Mean of first - second over seeds; its standard error over seeds; and that over examples.
 
-    Over the seeds that both have, counted from the first.
+    Over the seeds that both have.
     """
-    found = {}
-    for name in first[0]:
-        each = torch.stack([a[name] - b[name] for a, b in zip(first, second, strict=False)])
+    found: dict[str, tuple[float, float, float]] = {}
+    both = [seed for seed in first if seed in second]
+    for name in first[both[0]] if both else ():
+        each = torch.stack([first[seed][name] - second[seed][name] for seed in both])
         by_seed, by_example = each.mean(1), each.mean(0)
         found[name] = (
             by_seed.mean().item(),

@@ -3,17 +3,18 @@
     python benchmarks/bella_roofline.py [--json] [--repetitions N] [--clock cpu]
 
 M = 5 members of the transformer of `bella_cost.py` (rank 4 in the MLPs), predictions at batch 1 and
-training steps at batch 16, with texts of 4 to 64 tokens. A member costs as much arithmetic as a
-dense network, in training two thirds of it; what it saves is memory traffic: the base is read once
-for all members, and nothing of its size is updated. So the ratio of times lies between two bounds,
+training steps at batch 16, with texts of 4 to 64 tokens, as many members at once as the default
+says. A member costs as much arithmetic as a dense network, in training two thirds of it; what it
+saves is memory traffic: the base is read once for all members at once, and nothing of its size is
+updated. Beside the ratio of times stand two others,
 
-    by arithmetic = flops of Bella / flops of M dense          (many tokens: products dominate)
-    by traffic    = bytes of Bella / bytes of M dense          (few tokens: reading weights does)
+    by arithmetic = flops of Bella / flops of M dense          (what many tokens tend to)
+    by traffic    = bytes of Bella / bytes of M dense          (what few tokens tend to)
 
-and the roofline says which holds: a dense call takes at least max(flops / speed, bytes / bandwidth)
-with both measured here. Bytes are those of the weights: read in each pass, forward and backward,
-and seven more times in a step of Adam (weight, gradient and two moments read, weight and moments
-written) after the gradient was written once.
+and what the machine needs for the dense networks at least, max(flops / speed, bytes / bandwidth),
+with both measured here. Bytes are those of weights, not of activations: read in each pass, forward
+and backward, and in a step of Adam a gradient written and read, weight and two moments read and
+written. Flops are counted with the scores of attention formed, which both sides then count alike.
 """
 
 import argparse
@@ -28,8 +29,10 @@ from measuring import gigaflops, load, machine, peak_gigaflops, timed
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import bayesify
+from bayesify.chunking import Footprint, default_chunk_size
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.forward import read_tensor
 
@@ -71,13 +74,16 @@ def row(
     work = predicting(net, x) if what == "predict" else stepping(net, x, y)
     for each in work.values():
         each()  # the first call also looks at the network
-    flops = nets.times_members({name: gigaflops(each) for name, each in work.items()})
-    moved = traffic(net, what)
+    with sdpa_kernel(SDPBackend.MATH):
+        flops = nets.times_members({name: gigaflops(each) for name, each in work.items()})
+    at_once = chunk(net, x)
+    moved = traffic(net, what, -(-nets.MEMBERS // at_once))
     found = nets.times_members(measured(work))
     least = max(flops["dense"] / speed, moved["dense"] / bandwidth)
     return {
         "what": what,
         "tokens of a text": tokens,
+        "members at once": at_once,
         "milliseconds dense": found["dense"],
         "milliseconds bella": found["bella"],
         "over dense": found["bella"] / found["dense"],
@@ -91,10 +97,7 @@ def row(
 
 def predicting(net: torch.nn.Module, x: dict[str, Tensor]) -> dict[str, Any]:
     """`predict` as it comes, and the next of M dense networks."""
-    q = LowRankParticles.around(
-        net, where=nets.adapted(), members=nets.MEMBERS, rank=nets.RANK, vectors=False, noise=0.01
-    )
-    posterior = bayesify.WeightPosterior(net, q, bayesify.Categorical())
+    posterior = bayesify.WeightPosterior(net, around(net), bayesify.Categorical())
     dense = [copy.deepcopy(net) for _ in range(nets.MEMBERS)]
     turn = iter(range(10**9))
 
@@ -116,23 +119,33 @@ def stepping(net: torch.nn.Module, x: dict[str, Tensor], y: Tensor) -> dict[str,
     return work
 
 
-def traffic(net: torch.nn.Module, what: str) -> dict[str, float]:
-    """Gigabytes of weights moved by M dense networks, and by M members that are run at once.
+def chunk(net: torch.nn.Module, x: dict[str, Tensor]) -> int:
+    """How many members are run at once by default."""
+    q = around(net)
+    size = default_chunk_size(Footprint.of(net, q, x), x, torch.device("cpu"))
+    return min(size, nets.MEMBERS)
 
-    Without the embeddings, of which a few rows are read: torch's Adam moves them all, which the
-    dense networks are not charged for.
-    """
-    encoder = [each for name, each in net.named_parameters() if "embedding" not in name]
-    weights = 4e-9 * sum(each.numel() for each in encoder)
-    factors = 4e-9 * sum(
-        nets.RANK * sum(each.shape)
-        for name, each in net.named_parameters()
-        if name in nets.adapted()(net, None)
+
+def around(net: torch.nn.Module) -> LowRankParticles:
+    """The members."""
+    return LowRankParticles.around(
+        net, where=nets.adapted(), members=nets.MEMBERS, rank=nets.RANK, vectors=False, noise=0.01
     )
+
+
+def traffic(net: torch.nn.Module, what: str, calls: int) -> dict[str, float]:
+    """Gigabytes of weights moved by M dense networks, and by M members in so many calls.
+
+    Of embeddings a few rows are read, but Adam moves them all.
+    """
+    tables = [each for name, each in net.named_parameters() if "embedding" in name]
+    weights = 4e-9 * sum(each.numel() for each in net.parameters())
+    table = 4e-9 * sum(each.numel() for each in tables)
+    factors = 4e-9 * sum(each.numel() for each in around(net).parameters())
     passes, learnt = PASSES[what]
     return {
-        "dense": nets.MEMBERS * (passes + learnt) * weights,
-        "bella": passes * weights + nets.MEMBERS * (passes + learnt) * factors,
+        "dense": nets.MEMBERS * (passes * (weights - table) + learnt * weights),
+        "bella": calls * passes * (weights - table) + (passes + learnt) * factors,
     }
 
 
@@ -144,9 +157,10 @@ def batch_of(size: int, tokens: int) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def peak_gigabytes(measured: Any) -> float:
-    """Per second, read, of a sum over far more than the caches hold."""
-    big = torch.ones(2**27)
-    return 4e-9 * len(big) / (measured({"sum": big.sum})["sum"] / 1000)
+    """Per second, of a matrix as large as M networks, times a vector: each number is read once."""
+    rows = 11 * 1024 * nets.MEMBERS
+    matrix, vector = torch.ones(rows, 1024), torch.ones(1024)
+    return 4e-9 * matrix.numel() / (measured({"mv": lambda: matrix @ vector})["mv"] / 1000)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -65,11 +65,8 @@ def main() -> None:
         return
     sets = read_sets(options)
     if not options.report:
-        for seed in seeds:
-            for arm in options.arms.split(","):
-                if not adapted.is_done(options.out, arm, seed):
-                    net = pretrained(options.weights)
-                    adapted.run(arm, ARMS[arm](), seed, net, sets, BATCH, options.out)
+        arms = {arm: ARMS[arm]() for arm in options.arms.split(",")}
+        adapted.fill(options.out, arms, seeds, lambda: pretrained(options.weights), sets, BATCH)
     found = adapted.report(options.out, seeds, sets, ["jpeg", "lossless"], by_halves=True)
     print(json.dumps(found, indent=1))
 

@@ -92,10 +92,8 @@ def main() -> None:
         tune(sets, classes)
         return
     if not options.report:
-        for seed in seeds:
-            for arm in options.arms.split(","):
-                if not adapted.is_done(options.out, arm, seed):
-                    adapted.run(arm, ARMS[arm](), seed, net(classes), sets, BATCH, options.out)
+        arms = {arm: ARMS[arm]() for arm in options.arms.split(",")}
+        adapted.fill(options.out, arms, seeds, lambda: net(classes), sets, BATCH)
     print(json.dumps(adapted.report(options.out, seeds, sets, ["test"]), indent=1))
 
 

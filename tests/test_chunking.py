@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bayesify import WeightPosterior, chunking, last_layer, matching
 from bayesify.chunking import Footprint, default_chunk_size
@@ -29,14 +29,18 @@ def test_many_weights_in_common_widen_the_budget():
     assert default_chunk_size(Footprint(of_one, common=0), X, CPU) == 1
     common = int(6 * chunking.CPU_BUDGET / chunking.OF_COMMON)
     assert default_chunk_size(Footprint(of_one, common), X, CPU) == 6
+    assert default_chunk_size(Footprint(of_one, common, own=chunking.CPU_BUDGET // 2), X, CPU) == 4
+    assert default_chunk_size(Footprint(of_one, common, own=chunking.CPU_BUDGET), X, CPU) == 1
     assert default_chunk_size(Footprint(of_one // 8, common=1), X, CPU) == 8  # and never narrow it
 
 
 def test_activations_before_the_random_weights_do_not_count():
     net = nn.Sequential(nn.Linear(4, 100), nn.Linear(100, 3))
     x = torch.randn(7, 4)
-    assert Footprint.of(net, MeanField.around(net), x) == Footprint(100 * 4, 0)
-    assert Footprint.of(net, MeanField.around(net, where=last_layer), x) == Footprint(3 * 4, 0)
+    last = 4 * (300 + 3)
+    assert Footprint.of(net, MeanField.around(net), x) == Footprint(100 * 4, 0, 4 * 500 + last)
+    found = Footprint.of(net, MeanField.around(net, where=last_layer), x)
+    assert found == Footprint(3 * 4, 0, last)
 
 
 def test_what_samples_have_in_common_is_what_comes_after_and_is_not_replaced():
@@ -46,7 +50,9 @@ def test_what_samples_have_in_common_is_what_comes_after_and_is_not_replaced():
     first = MeanField.around(net, where=matching("0.*"))
     assert Footprint.of(net, first, x).common == last
     members = LowRankParticles.around(net, members=5, rank=1)
-    assert Footprint.of(net, members, x).common == 4 * (400 + 100) + last  # the base is read once
+    found = Footprint.of(net, members, x)
+    assert found.common == 4 * (400 + 100) + last  # the base is read once
+    assert found.own == 4 * ((4 + 100) + 100 + (100 + 3) + 3)  # of one member
     assert Footprint.of(net, MeanField.around(net, where=matching("1.weight")), x).common == 4 * 3
 
 
@@ -74,5 +80,40 @@ def test_low_rank_members_around_a_wide_network_run_at_once_at_a_small_batch(
     low_rank = LowRankParticles.around(net, members=5, rank=1)
     for q in (low_rank, MeanField.around(net)):
         WeightPosterior(net, q, Categorical()).outputs(torch.randn(2, 4))
-    assert seen[0] >= 5
+    assert seen[0] >= chunking.WORTHWHILE
     assert seen[1] == 1
+
+
+def test_a_table_of_which_rows_are_read_is_not_read_again():
+    net = nn.Sequential(nn.Embedding(1000, 8), nn.Linear(8, 3))
+    members = LowRankParticles.around(net, members=5, rank=1)
+    found = Footprint.of(net, members, torch.randint(1000, (4, 2)))
+    assert found.common == 4 * (24 + 3)
+
+
+class Attention(nn.Module):
+    """Over (B, T, D), by torch's function for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.map(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(q, q, q)
+
+
+@pytest.mark.parametrize(
+    ("net", "count"), [(nn.MultiheadAttention(8, 2, batch_first=True), 3), (Attention(), 1)]
+)
+def test_the_scores_of_attention_are_activations(net, count):
+    x = (torch.randn(3, 50, 8),) * count
+    found = Footprint.of(net, MeanField.around(net), x)
+    assert found.activation == 4 * 2 * 50 * 50  # heads, queries, keys
+
+
+def test_looking_at_the_footprint_draws_nothing_from_the_global_generator():
+    net, x = nn.Linear(4, 3), torch.randn(7, 4)
+    before = torch.get_rng_state()
+    Footprint.of(net, MeanField.around(net), x)
+    assert torch.equal(torch.get_rng_state(), before)

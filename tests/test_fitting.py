@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from bayesify import MAP, STF, SWAG, Bella, Ensemble, MeanFieldVI, fit, last_layer, matching
+from bayesify import BALI, MAP, STF, SWAG, Bella, Ensemble, MeanFieldVI, fit, last_layer, matching
 from bayesify.errors import (
     BayesifyError,
     DataError,
@@ -382,6 +382,7 @@ def test_the_operations_of_a_step_are_those_of_its_products_of_matrices():
         STF(pretrain=Ensemble(members=2, epochs=1), epochs=1),
         Bella(pretrain=Ensemble(members=2, epochs=1), epochs=1),
         SWAG(pretrain=STF(pretrain=Ensemble(members=2, epochs=1)), epochs=1),
+        SWAG(pretrain=BALI(members=2, epochs=1, pretrain=None), epochs=1),
     ],
 )
 def test_a_method_that_begins_at_one_network_refuses_several_before_anything_is_trained(method):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from bayesify import first_layer, forward, last_layer, models
+from bayesify import chunking, first_layer, forward, last_layer, models
 from bayesify.batches import rows
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
@@ -74,8 +74,8 @@ def test_a_recurrent_net_is_refused_with_the_way_out():
     model, x = NETS["lstm"].model(), NETS["lstm"].inputs(3)
     with pytest.raises(UnsupportedModelError, match="pass `vectorize=False`"):
         forward.outputs(model, MeanField.around(model), x, 3)
-    assert not forward.can_vectorize(model)
-    assert forward.can_vectorize(NETS["transformer"].model())
+    assert not chunking.can_vectorize(model)
+    assert chunking.can_vectorize(NETS["transformer"].model())
 
 
 def test_errors_of_the_model_itself_pass_as_they_are():

@@ -1,11 +1,11 @@
 """How many weight samples to run at once.
 
-Samples that are run together read what they have in common once (weights that are not random, and
-the base of low-rank members), and share the dispatch of every operation; but their activations
+Samples that are run together share the dispatch of every operation, and read what they have in
+common once: weights that are not random, and the base of low-rank members. But their activations
 together may fall out of the cache, and then the plain loop is the faster one. So as many are run at
-once as keep the largest activation within a budget: a fixed one, or, where the weights in common
-take more, a part of their bytes, which the loop would read again for each sample. The budgets are
-measured: benchmarks/README.md.
+once as keep the largest activation within a fixed budget; or, where that is more, as move less
+memory of their own than a part of the weights in common, which the loop reads again for every
+sample. The budgets are measured: benchmarks/README.md.
 """
 
 import math
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from bayesify.batches import batch_size, first_example
 from bayesify.distributions.base import WeightDistribution
@@ -27,7 +28,7 @@ ACCELERATOR_BUDGET = 2**30
 """Bytes that the largest activation of a chunk may take on an accelerator."""
 
 OF_COMMON = 1 / 8
-"""The same, in bytes of the weights in common: reading these again costs as much."""
+"""What a chunk may move of its own, activations and weights, in bytes of the weights in common."""
 
 WORTHWHILE = 4
 """Fewer samples than this at once cost more than the loop."""
@@ -41,11 +42,14 @@ class Footprint:
 
     Attributes:
         activation: Bytes of the largest activation, per example and sample.
-        common: Bytes of the weights that samples have in common.
+        common: Bytes of the weights that samples have in common; not of tables, of which single
+            rows are read.
+        own: Bytes of what is drawn for a sample.
     """
 
     activation: int
     common: int = 0
+    own: int = 0
 
     @classmethod
     def of(cls, model: nn.Module, q: WeightDistribution, inputs: Inputs) -> "Footprint":
@@ -56,15 +60,18 @@ class Footprint:
             q: Over its weights.
             inputs: A batch, of which the first example is taken.
         """
-        random, own = set(q.names), set(q.names) - set(q.perturbed)
+        random, replaced = set(q.names), set(q.names) - set(q.perturbed)
         uses = trace(model, first_example(inputs))
         start = next((i for i, use in enumerate(uses) if random & set(use.names)), 0)
         after = uses[start:]
-        read = {name for use in after for name in use.names} - own
+        read = {name for use in after if not use.looked_up for name in use.names} - replaced
         weights = weights_of(model)
+        with torch.no_grad():
+            drawn = tree_leaves(q.sample(1, generator=torch.Generator().manual_seed(0)))
         return cls(
-            max((use.result_bytes for use in after), default=0),
-            sum(weights[name].nbytes for name in read if name in weights),
+            activation=max((use.result_bytes for use in after), default=0),
+            common=sum(weights[name].nbytes for name in read if name in weights),
+            own=sum(each.nbytes for each in drawn) // q.size(1),
         )
 
 
@@ -77,6 +84,14 @@ def default_chunk_size(footprint: Footprint, inputs: Inputs, device: torch.devic
         device: Where it is run.
     """
     budget = CPU_BUDGET if device.type == "cpu" else ACCELERATOR_BUDGET
-    budget = max(budget, OF_COMMON * footprint.common)
-    fitting = math.floor(budget / max(1, footprint.activation * batch_size(inputs)))
+    activation = max(1, footprint.activation * batch_size(inputs))
+    fixed = math.floor(budget / activation)
+    widened = math.floor(OF_COMMON * footprint.common / (activation + footprint.own))
+    fitting = max(fixed, widened)
     return fitting if fitting >= WORTHWHILE else 1
+
+
+def can_vectorize(model: nn.Module) -> bool:
+    """Whether `torch.vmap` has rules for the model's layers, as far as their types tell."""
+    recurrent = (nn.RNNBase, nn.RNNCellBase)
+    return not any(isinstance(module, recurrent) for module in model.modules())

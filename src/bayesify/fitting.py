@@ -14,12 +14,12 @@ from bayesify.batches import first_example, split_batch, to_device
 from bayesify.callbacks import Callback
 from bayesify.certifying import CertifyingPart, cut
 from bayesify.checks import check_data, check_held_out
+from bayesify.chunking import can_vectorize
 from bayesify.cost import CostMeter, FlopCounter
-from bayesify.distributions.particles import Particles
 from bayesify.errors import OptionError, UnsupportedModelError
-from bayesify.forward import can_vectorize, read_tensor
+from bayesify.forward import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
-from bayesify.loading import Data, as_loader
+from bayesify.loading import Data, Passes, as_loader
 from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.modes import seeded
 from bayesify.options import to_json
@@ -153,6 +153,7 @@ def _problem(
 ) -> Problem:
     """The data, checked; `fit` fills in the rest."""
     loader = as_loader(data, batch_size=batch_size, shuffle=True)
+    passes = Passes(loader)
     example, steps = check_data(loader, model, likelihood, readout)
     return Problem(
         model=model,
@@ -160,8 +161,8 @@ def _problem(
         num_data=len(loader.dataset),  # type: ignore[arg-type]
         steps_per_epoch=steps,
         example=example,
-        inputs=lambda: (x for x, _ in _batches(loader, next(model.parameters()).device)),
-        batches=lambda: _batches(loader, next(model.parameters()).device),
+        inputs=lambda: (x for x, _ in _batches(passes(), next(model.parameters()).device)),
+        batches=lambda: _batches(passes(), next(model.parameters()).device),
         readout=readout,
         vectorize=True,
         generator=torch.Generator(),
@@ -183,7 +184,8 @@ def _held_out(
     loader = as_loader(data, batch_size=batch_size, shuffle=False)
     with seeded(0, model):  # the training's own random numbers do not depend on it
         check_held_out(loader, model, likelihood, readout)
-    return lambda: _batches(loader, next(model.parameters()).device)
+    passes = Passes(loader)
+    return lambda: _batches(passes(), next(model.parameters()).device)
 
 
 def _phases(method: Any) -> Iterator[Method]:
@@ -232,14 +234,14 @@ def _check_start(method: Method, trained: Posterior) -> None:
     Raises:
         OptionError: it is; the mean of networks that were trained apart is no network.
     """
-    q = trained.q if isinstance(trained, WeightPosterior) else None
     if isinstance(method, FromMembers) and method.from_members:
         return
-    if isinstance(q, Particles) and q.size(1) > 1:
+    networks = trained.q.networks if isinstance(trained, WeightPosterior) else 1
+    if networks > 1:
         name = type(method).__name__
         raise OptionError(
             f"{name}(pretrain=...): expected a method that trains one network, which {name} "
-            f"begins at, such as bayesify.MAP(); got one that trains {q.size(1)}, whose mean is no "
+            f"begins at, such as bayesify.MAP(); got one that trains {networks}, whose mean is no "
             f"network."
         )
 
@@ -293,11 +295,9 @@ def _train(
     return run.posterior(), price
 
 
-def _batches(
-    loader: torch.utils.data.DataLoader, device: torch.device
-) -> Iterator[tuple[Inputs, Tensor]]:
-    """All batches, split, on the device."""
-    for batch in loader:
+def _batches(batches: Iterator[Any], device: torch.device) -> Iterator[tuple[Inputs, Tensor]]:
+    """The batches, split, on the device."""
+    for batch in batches:
         yield to_device(split_batch(batch), device)
 
 

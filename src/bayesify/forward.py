@@ -6,7 +6,7 @@ tangent's) or `local_outputs` (training with local reparameterisation), or throu
 `torch.func.functional_call`, over many samples or examples by `torch.vmap`, and never changed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -64,7 +64,6 @@ def outputs(
     vectorize: bool = True,
     readout: Readout = read_tensor,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    own_inputs: bool = False,
 ) -> Float[Tensor, "samples batch ..."]:
     """What the model returns under n weight samples of q; differentiable in q and in the inputs.
 
@@ -79,27 +78,66 @@ def outputs(
             cannot run (recurrent layers, data-dependent branches).
         readout: Turns what the model returns into a tensor (B, ...).
         within: Makes the context of each single call of the model, e.g. `Trunk.replay`.
-        own_inputs: Whether every sample has inputs of its own: a leading axis S on each tensor.
 
     Raises:
         UnsupportedModelError: when `torch.vmap` cannot run the model, or it is checkpointed.
     """
 
-    def call(one: Draw) -> Tensor:
-        draw_one, seen = one if own_inputs else (one, inputs)
+    def call(draw_one: Draw) -> Tensor:
         weights = q.weights(draw_one)
         with within():
-            return call_at(model, weights, seen, readout)
+            return call_at(model, weights, inputs, readout)
 
-    if own_inputs and not isinstance(inputs, Tensor):
-        vectorize = False  # a mask that differs between samples is a branch on data to many models
     at_once = (q.size(n) if chunk_size is None else min(chunk_size, q.size(n))) if vectorize else 1
-    frozen_base = at_once == 1 and bool(q.perturbed) and torch.is_grad_enabled()
-    with no_checkpointing(), frozen_layers() if frozen_base else nullcontext():
+    with no_checkpointing(), _base_frozen(q, at_once):
         draws = q.draws(n, max(at_once, DRAWN_AT_ONCE), generator=generator)
-        if own_inputs:
-            draws = zip(draws, _parts(inputs, max(at_once, DRAWN_AT_ONCE)), strict=True)
         return _over_draws(call, draws, at_once)
+
+
+def own_outputs(
+    model: nn.Module,
+    q: WeightDistribution,
+    inputs: Sequence[Inputs],
+    *,
+    chunk_size: int | None = None,
+    vectorize: bool = True,
+    readout: Readout = read_tensor,
+) -> list[Tensor]:
+    """What each of M members returns for a batch of its own, (B_m, ...) each.
+
+    Members run at once where their batches are single tensors of one shape; batches of several
+    inputs one by one, as a mask that differs between members is a branch on data to many models.
+
+    Args:
+        model: As of `outputs`.
+        q: M members.
+        inputs: A batch for each member.
+        chunk_size: Members run at once; None for all.
+        vectorize: As of `outputs`.
+        readout: As of `outputs`.
+    """
+
+    def call(one: tuple[Draw, Inputs]) -> Tensor:
+        draw_one, seen = one
+        return call_at(model, q.weights(draw_one), seen, readout)
+
+    members = len(inputs)
+    tensors = [each for each in inputs if isinstance(each, Tensor)]
+    alike = len(tensors) == members and len({each.shape for each in tensors}) == 1
+    at_once = min(chunk_size or members, members) if vectorize and alike else 1
+    with no_checkpointing(), _base_frozen(q, at_once):
+        draw = q.sample(members)
+        if at_once > 1:
+            return list(_over_draws(call, [(draw, torch.stack(tensors))], at_once))
+        return [
+            call((tree_map(lambda each, m=m: each[m], draw), own)) for m, own in enumerate(inputs)
+        ]
+
+
+def _base_frozen(q: WeightDistribution, at_once: int) -> AbstractContextManager[Any]:
+    """Of samples that change weights of the model, run alone: no gradients for the model's own."""
+    needed = at_once == 1 and bool(q.perturbed) and torch.is_grad_enabled()
+    return frozen_layers() if needed else nullcontext()
 
 
 def linearised_outputs(
@@ -269,12 +307,6 @@ def squared_gradients(
             for name, each in gradients(slice(start, start + step)).items():
                 sums[name] += each.to(sums[name].dtype).square().sum(0)
     return sums
-
-
-def can_vectorize(model: nn.Module) -> bool:
-    """Whether `torch.vmap` has rules for the model's layers, as far as their types tell."""
-    recurrent = (nn.RNNBase, nn.RNNCellBase)
-    return not any(isinstance(module, recurrent) for module in model.modules())
 
 
 def call_at(model: nn.Module, weights: Named, inputs: Inputs, readout: Readout) -> Tensor:

@@ -177,6 +177,55 @@ def _part_of_loader(loader: DataLoader[Any], index: Tensor) -> DataLoader[Any]:
     )
 
 
+class Passes:
+    """Passes over a loader that may run side by side.
+
+    A loader with `persistent_workers` has one iterator, which a second pass would take over; a
+    pass beside another then has workers of its own.
+
+    Args:
+        loader: The loader.
+
+    Example:
+        >>> passes = Passes(as_loader(torch.arange(4.0), batch_size=2, shuffle=False))
+        >>> [len(each) for each in zip(passes(), passes())]
+        [2, 2]
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader, self._running = loader, False
+
+    def __call__(self) -> Iterator[Any]:
+        """All batches, once."""
+        if self._running and self._loader.persistent_workers:
+            yield from _not_persistent(self._loader)
+            return
+        self._running = True
+        try:
+            yield from self._loader
+        finally:
+            self._running = False
+
+
+def _not_persistent(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """The same, with workers that end with each pass."""
+    batches: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
+    if loader.batch_sampler is None:
+        batches = {"sampler": loader.sampler, "batch_size": None}
+    return DataLoader(
+        loader.dataset,
+        **batches,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+    )
+
+
 def check_plain(loader: DataLoader[Any]) -> None:
     """Refuse a loader that does not give every example of its data set once.
 

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesify.batches import tensors_of, to_device
-from bayesify.chunking import Footprint, default_chunk_size
+from bayesify.chunking import Footprint, can_vectorize, default_chunk_size
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.members import Members
 from bayesify.errors import OptionError
-from bayesify.forward import can_vectorize, outputs, read_tensor
+from bayesify.forward import outputs, read_tensor
 from bayesify.likelihoods import Likelihood
 from bayesify.modes import evaluating
 from bayesify.predictive import Predictive

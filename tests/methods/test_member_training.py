@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from bayesify import forward, matching
+from bayesify import Bella, fit, forward, matching
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.particles import Particles
 from bayesify.errors import DataError, UnsupportedModelError
@@ -478,3 +479,87 @@ def test_a_run_knows_its_epochs_and_the_rates_fall_to_nothing():
         moves.append(max((a.detach() - b).abs().max().item() for a, b in pairs))
     assert moves[0] == pytest.approx(LR, rel=1e-3)
     assert moves[-1] < 0.1 * LR
+
+
+# --- batches of their own, from loaders of a user's
+
+
+class Long(nn.Module):
+    """Tokens of any length, with positions that have no batch axis and a flag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(20, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor, positions: Tensor | None = None, twice: bool = False) -> Tensor:
+        hidden = self.table(ids)
+        if positions is not None:
+            hidden = hidden + positions[:, None]
+        return self.head(hidden.mean(1)) * (2 if twice else 1)
+
+
+def tokens(number: int, length: int) -> dict[str, Any]:
+    ids = torch.full((length,), number % 20)
+    return {"ids": ids, "labels": torch.tensor(number % 3)}
+
+
+def padded(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """To the longest of the batch."""
+    ids = nn.utils.rnn.pad_sequence([row["ids"] for row in rows], batch_first=True)
+    positions = torch.arange(ids.shape[1]) / ids.shape[1]
+    labels = torch.stack([row["labels"] for row in rows])
+    return {"ids": ids, "positions": positions, "twice": True, "labels": labels}
+
+
+def many_lengths(**options: Any) -> DataLoader[Any]:
+    rows = [tokens(number, 3 + number % 7) for number in range(24)]
+    return DataLoader(rows, batch_size=5, collate_fn=padded, **options)  # type: ignore[arg-type]
+
+
+THREE = Bella(pretrain=None, members=3, rank=1, epochs=2, lr=0.01)
+
+
+def test_own_batches_may_differ_in_length_and_size_and_hold_what_has_no_batch_axis():
+    posterior = fit(Long(), many_lengths(shuffle=True), THREE)
+    assert posterior.predict(padded([tokens(1, 4)])["ids"]).probs.shape == (1, 3)
+
+
+class Counter:
+    """Of steps."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def on_phase_start(self, phase: str, epochs: int, steps_per_epoch: int) -> None:
+        pass
+
+    def on_step(self, log: dict[str, float]) -> None:
+        self.steps += 1
+
+    def on_epoch_end(self, log: dict[str, float]) -> None:
+        pass
+
+    def on_phase_end(self) -> None:
+        pass
+
+
+def test_own_batches_of_persistent_workers_are_all_there():
+    counter = Counter()
+    loader = many_lengths(shuffle=True, num_workers=1, persistent_workers=True)
+    fit(Long(), loader, THREE, callbacks=[counter])
+    assert counter.steps == 2 * 5
+
+
+def test_members_whose_own_batches_are_the_same_are_warned_of():
+    with pytest.warns(UserWarning, match="all 3 members see the same batches.*shuffle=True"):
+        fit(Long(), many_lengths(), THREE)
+
+
+def test_members_with_own_batches_at_once_are_those_one_by_one():
+    x, y = torch.randn(30, 4), torch.randint(3, (30,))
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    one, other = (
+        fit(net, (x, y), THREE, vectorize=vectorize, batch_size=8, seed=1).outputs(x)
+        for vectorize in (True, False)
+    )
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -69,6 +69,11 @@ class WeightDistribution(nn.Module, ABC):
     def point(self) -> Named:
         """The single best setting of the weights: the mean, or the mean of the members."""
 
+    @property
+    def networks(self) -> int:
+        """How many networks, each trained for itself, `point` is the mean of; usually one."""
+        return 1
+
     def tally(self) -> dict[str, int]:
         """What there is to count in its structure, by name; nothing for most."""
         return {}

@@ -106,6 +106,11 @@ class MatrixNormal(WeightDistribution):
         """K."""
         return len(next(iter(self.loc.parameters())))
 
+    @property
+    def networks(self) -> int:
+        """K, as each begins at a network of its own."""
+        return self.members
+
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Named:
         """N samples: name -> (n, *shape)."""
         return self._sample(0, n, generator)

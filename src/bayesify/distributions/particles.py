@@ -74,6 +74,11 @@ class Particles(Members):
         return [n for n, each in self.members.named().items() if not each.requires_grad]
 
     @property
+    def networks(self) -> int:
+        """M."""
+        return self.size(1)
+
+    @property
     def names(self) -> list[str]:
         """Names of all weights and buffers."""
         return list(self.stacked())

@@ -18,7 +18,8 @@ same batch for all. Deviations from the published code: it copies the network fo
 averages logits, skips the interaction at 19 steps of 20, and subtracts a scalar as repulsion.
 Cost: per member r (m + d) numbers for a matrix (m, d), and the memory of their optimiser's state;
 the forward pass of every member is as long as that of the network, except for what comes before the
-first matrix that differs: it is computed once for all, and kept across epochs if asked.
+first matrix that differs: where members see the same batches (in predictions, and in training if
+asked) it is computed once for all, and kept across epochs if asked.
 """
 
 from dataclasses import dataclass
@@ -85,8 +86,8 @@ class Bella:
     scale: float = option(1.0, help="multiplies the product of the factors", above=0)
     noise: float | None = option(
         None,
-        help="rms of the first differences, relative to each matrix; none: 0.1, or 0 where members "
-        "differ by heads that each draws anew",
+        help="rms of the first differences, relative to each matrix; none: 0.1, or 0 for a single "
+        "member, and where members differ by heads that each draws anew",
         at_least=0,
     )
     vectors: bool = option(True, help="whether biases and gains of norms are learnt, in full")
@@ -157,7 +158,8 @@ class Bella:
         """Members that draw heads of their own differ; what needs noise then is SVGD's kernel."""
         if self.noise is not None:
             return self.noise
-        return 0.0 if fresh_heads and self.interaction == "ensemble" else NOISE
+        differ = self.members == 1 or (fresh_heads and self.interaction == "ensemble")
+        return 0.0 if differ else NOISE
 
     def start(self, problem: Problem) -> GradientRun:
         """Freeze the network and put members around it."""

@@ -10,6 +10,7 @@ outputs on the batch (Wang et al. 2019, arXiv 1902.09754), and carried back by e
 Jacobian; the prior stays with the weights.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,14 +18,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from bayesify.batches import tensors_of
 from bayesify.chunking import Footprint, default_chunk_size
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.particles import Particles
 from bayesify.errors import UnsupportedModelError
 from bayesify.feature_cache import FeatureCache
-from bayesify.forward import outputs
+from bayesify.forward import outputs, own_outputs
 from bayesify.methods.base import GradientRun, Problem, adam
 from bayesify.methods.interaction import clip_members_, svgd_
 from bayesify.numerics.kernels import DenseCoordinates
@@ -160,11 +161,12 @@ class _Objective:
         )
         self.cache, self.trunk = self._shared()
         self.others: list[Iterator[tuple[Inputs, Tensor]]] = []
+        self.compared = False
 
     def __call__(self, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        own = self.training.own_batches
-        if own:
-            inputs, target = self._with_own_batches(inputs, target)
+        if self.training.own_batches:
+            losses = self._own_losses(inputs, target)
+            return {"loss": losses.sum(), "nll": losses.detach().mean()}
         raw = outputs(
             self.problem.model,
             self.q,
@@ -172,8 +174,7 @@ class _Objective:
             chunk_size=self.chunk_size,
             vectorize=self.problem.vectorize,
             readout=self.problem.readout,
-            within=nullcontext if own else self._within(inputs),
-            own_inputs=own,
+            within=self._within(inputs),
         )  # (M, B, ...)
         losses = self._losses(raw, target)
         loss = losses.sum()
@@ -183,21 +184,26 @@ class _Objective:
 
     def _losses(self, raw: Tensor, target: Tensor) -> Tensor:
         """Of each member, nats per example."""
-        log_prob = self.problem.likelihood.log_prob
-        if not self.training.own_batches:
-            return -log_prob(raw, target).flatten(1).mean(1)
-        folded = log_prob(raw.flatten(0, 1).unsqueeze(0), target.flatten(0, 1))[0]
-        return -folded.view(len(raw), -1).mean(1)
+        return -self.problem.likelihood.log_prob(raw, target).flatten(1).mean(1)
 
-    def _with_own_batches(self, inputs: Inputs, target: Tensor) -> tuple[Inputs, Tensor]:
-        """The batch for the first member, and one for each other; a leading axis M on all."""
+    def _own_losses(self, inputs: Inputs, target: Tensor) -> Tensor:
+        """The same, on the batch for the first member and one of its own for each other."""
         if not self.others:
-            passes = (repeatedly(self.problem.batches) for _ in range(self.q.size(1) - 1))
-            self.others = list(passes)
+            self.others = [repeatedly(self.problem.batches) for _ in range(self.q.size(1) - 1)]
         batches = [(inputs, target), *(next(each) for each in self.others)]
-        size = min(len(each) for _, each in batches)  # a loader of the user's may vary them
-        cut = [tree_map(lambda each: each[:size], batch) for batch in batches]
-        return tree_map(lambda *each: torch.stack(each), *cut)
+        if not self.compared:
+            self.compared = True
+            _warn_if_the_same(batches, self.problem)
+        raw = own_outputs(
+            self.problem.model,
+            self.q,
+            [x for x, _ in batches],
+            chunk_size=self.chunk_size,
+            vectorize=self.problem.vectorize,
+            readout=self.problem.readout,
+        )
+        each = zip(raw, (y for _, y in batches), strict=True)
+        return torch.cat([self._losses(one.unsqueeze(0), y) for one, y in each])
 
     def epoch_ended(self) -> None:
         self.others = []
@@ -243,6 +249,24 @@ def repeatedly(passes: Callable[[], Iterator[T]]) -> Iterator[T]:
     """One pass after the other, without end."""
     while True:
         yield from passes()
+
+
+def _warn_if_the_same(batches: list[tuple[Inputs, Tensor]], problem: Problem) -> None:
+    """Members whose own batches are all the same hardly come to differ."""
+    if len(batches) < 2 or problem.steps_per_epoch < 2:
+        return
+    first = [*tensors_of(batches[0][0]), batches[0][1]]
+    for x, y in batches[1:]:
+        other = [*tensors_of(x), y]
+        alike = zip(first, other, strict=True)
+        if any(a.shape != b.shape or not torch.equal(a, b) for a, b in alike):
+            return
+    warnings.warn(
+        f"all {len(batches)} members see the same batches, though each should have its own: the "
+        f"loader gives every pass in the same order. Let it shuffle (shuffle=True), or pass "
+        f"batches='same' if that is meant.",
+        stacklevel=2,
+    )
 
 
 def _add_decay_(learnt: list[nn.Parameter], share: float) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -27,10 +28,18 @@ FACTS = {"shape", "size", "ndim", "dim", "numel", "dtype", "device"}
 
 @dataclass(frozen=True)
 class Use:
-    """One operation on activations: the weights it read, and the bytes of new memory it fills."""
+    """One operation on activations.
+
+    Attributes:
+        names: The weights it read.
+        result_bytes: Of new memory that it fills; of attention also those of the scores, which
+            some ways of computing it fill and others do not.
+        looked_up: Whether it read single rows of a table.
+    """
 
     names: tuple[str, ...]
     result_bytes: int
+    looked_up: bool = False
 
 
 def trace(model: nn.Module, example: Inputs) -> list[Use]:
@@ -112,7 +121,9 @@ class _Recorder(TorchFunctionMode):
             else:
                 known = {each.untyped_storage().data_ptr() for each in given}
                 fresh = [each for each in results if each.untyped_storage().data_ptr() not in known]
-                self.uses.append(Use(names, sum(t.numel() * t.element_size() for t in fresh)))
+                filled = sum(t.numel() * t.element_size() for t in fresh)
+                filled = max(filled, _score_bytes(func, args))
+                self.uses.append(Use(names, filled, func is F.embedding))
         return result
 
     def _note(self, tensor: Tensor, names: tuple[str, ...]) -> None:
@@ -123,6 +134,17 @@ class _Recorder(TorchFunctionMode):
         """The weights it was computed of; None once the inputs have reached it."""
         noted = self._unreached.get(id(tensor))
         return noted[2] if noted and noted[1] == version(tensor) else None
+
+
+def _score_bytes(func: Callable[..., Any], args: tuple[Any, ...]) -> int:
+    """Of attention: a number for each query and key, in every head."""
+    if func is F.scaled_dot_product_attention:  # (..., heads, T, D)
+        query, key = args[:2]
+        return query.shape[:-1].numel() * key.shape[-2] * query.element_size()
+    if func is F.multi_head_attention_forward:  # (T, B, D), or (T, D)
+        query, key, heads = args[0], args[1], args[4]
+        return query.shape[:-1].numel() * len(key) * heads * query.element_size()
+    return 0
 
 
 def version(tensor: Tensor) -> int:
