@@ -585,3 +585,35 @@ def trunk_features(trunk, inputs):
     """Computed beforehand, so that they do not count."""
     with torch.utils._python_dispatch._disable_current_modes():
         return trunk.features(inputs)
+
+
+class Padded(nn.Module):
+    """Looks at the mask before the random weight, and uses it only where it hides anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        hidden, seen = self.first(x), mask > 0
+        if not seen.all():
+            hidden = hidden * seen.unsqueeze(-1)
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("hidden_at_first", [True, False])
+def test_a_model_that_goes_on_before_its_random_weight_on_other_inputs_is_simply_run(
+    hidden_at_first: bool,
+):
+    net = Padded().eval()
+    whole, partly = torch.ones(3), torch.tensor([1.0, 0.0, 1.0])
+    x = torch.randn(3, 4)
+    example, other = (x, whole), (x, partly)
+    if hidden_at_first:
+        example, other = (x, torch.zeros(3)), (x, whole)
+    trunk = Trunk.of(net, {"head.weight"}, example)
+    assert trunk is not None
+    for inputs in (example, other):
+        with trunk.shared(inputs)():
+            found = net(*inputs)
+        torch.testing.assert_close(found, net(*inputs))

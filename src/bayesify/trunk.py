@@ -74,6 +74,7 @@ class Trunk:
         names: The random weights (and buffers).
         reads: The weights that the trunk reads. While features are kept, these must not change.
         steps: The operations, in order of execution.
+        end: The operation after them, and whether it is given a random weight.
         frontier: Where the tensors come from that the rest of the network reads.
         example: One or two rows of the example.
 
@@ -94,6 +95,7 @@ class Trunk:
     names: frozenset[str]
     reads: frozenset[str]
     steps: tuple[Function, ...]
+    end: tuple[Function, bool]
     frontier: frozenset[Place]
     example: Inputs
 
@@ -180,12 +182,18 @@ class Trunk:
         found = [prefix(model, names, each) for each in batches]
         records = [record for record, _ in found]
         first = records[0]
-        unlike = any(each.steps != first.steps for each in records)
-        if unlike or not first.over or not first.reads or any(r.overwritten for r in records):
+        unlike = any((each.steps, each.end) != (first.steps, first.end) for each in records)
+        if unlike or first.end is None or not first.reads or any(r.overwritten for r in records):
             return None
         frontier = frozenset(place for each in records for place in each.frontier)
         trunk = cls(
-            model, names, frozenset(first.reads), tuple(first.steps), frontier, example=batches[0]
+            model,
+            names,
+            frozenset(first.reads),
+            tuple(first.steps),
+            first.end,
+            frontier,
+            example=batches[0],
         )
         outputs = [output for _, output in found]
         safe = all(trunk._reproduces(*pair) for pair in zip(batches, outputs, strict=True))
@@ -252,15 +260,16 @@ class _Compute(Operations):
 
     def operation(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         step, steps = len(self.results), self._trunk.steps
-        if step == len(steps):
-            raise _Stop
         given = list(tensors_in((args, kwargs)))
-        if any(id(each) in self._random for each in given):
+        random = any(id(each) in self._random for each in given)
+        if step == len(steps) and (func, random) == self._trunk.end:
+            raise _Stop
+        if random:
             raise self._trunk.other_path(step, func)
         result = func(*args, **kwargs)
         leaves, tree = tree_flatten(result)
         if given or any(isinstance(each, Tensor) for each in leaves):
-            if func != steps[step]:
+            if step == len(steps) or func != steps[step]:
                 raise self._trunk.other_path(step, func)
             kept = [self._kept((step, number), each) for number, each in enumerate(leaves)]
             self.results.append(tree_unflatten(kept, tree))

@@ -70,7 +70,8 @@ class Prefix(Operations):
         reads: Names of the weights that they were given.
         frontier: Where the tensors come from that later operations were given, or the model
             returned.
-        over: Whether anything came after.
+        end: The operation that came after, and whether it was given a random weight; None when
+            none came.
     """
 
     def __init__(
@@ -83,11 +84,16 @@ class Prefix(Operations):
         self.steps: list[Function] = []
         self.reads: set[str] = set()
         self.frontier: set[Place] = set()
-        self.over = False
+        self.end: tuple[Function, bool] | None = None
         self.outside = dict(outside or {})
         self._random, self._weights, self._collects = random, weights or {}, outside is None
         self._made: dict[int, tuple[Tensor, set[Place]]] = {}  # held alive: an id lasts no longer
         self._versions = [(each, version(each)) for each in self.outside.values()]
+
+    @property
+    def over(self) -> bool:
+        """Whether anything came after."""
+        return self.end is not None
 
     @property
     def overwritten(self) -> bool:
@@ -99,7 +105,7 @@ class Prefix(Operations):
         given = list(tensors_in((args, kwargs)))
         ends = [] if self.over else [self._ends_at(each) for each in given]
         if any(ends):
-            self.over = True
+            self.end = func, any(id(each) in self._random for each in given)
             self._versions += [(each, version(each)) for each, _ in self._made.values()]
         if self.over:
             self.read(given)
