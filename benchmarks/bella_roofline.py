@@ -122,8 +122,7 @@ def stepping(net: torch.nn.Module, x: dict[str, Tensor], y: Tensor) -> dict[str,
 def chunk(net: torch.nn.Module, x: dict[str, Tensor]) -> int:
     """How many members are run at once by default."""
     q = around(net)
-    size = default_chunk_size(Footprint.of(net, q, x), x, torch.device("cpu"))
-    return min(size, nets.MEMBERS)
+    return default_chunk_size(Footprint.of(net, q, x), x, torch.device("cpu"), nets.MEMBERS)
 
 
 def around(net: torch.nn.Module) -> LowRankParticles:

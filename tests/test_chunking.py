@@ -14,24 +14,35 @@ CPU = torch.device("cpu")
 X = torch.zeros(16, 4)
 
 
+def chunk(footprint: Footprint, samples: int, device: torch.device = CPU) -> int:
+    return default_chunk_size(footprint, X, device, samples)
+
+
 def test_the_rule_fills_the_budget_or_loops():
     budget, least = chunking.CPU_BUDGET, chunking.WORTHWHILE
-    assert default_chunk_size(Footprint(budget // 16 // 10), X, CPU) == 10
-    assert default_chunk_size(Footprint(budget // 16 // least), X, CPU) == least
-    assert default_chunk_size(Footprint(budget // 16 // 2), X, CPU) == 1
-    assert default_chunk_size(Footprint(10 * budget), X, CPU) == 1
-    assert default_chunk_size(Footprint(0), X, CPU) > 1000
-    assert default_chunk_size(Footprint(budget), X, torch.device("cuda")) > 1
+    assert chunk(Footprint(budget // 16 // 10), 100) == 10
+    assert chunk(Footprint(budget // 16 // least), 100) == least
+    assert chunk(Footprint(budget // 16 // 2), 100) == 1
+    assert chunk(Footprint(10 * budget), 100) == 1
+    assert chunk(Footprint(0), 1001) == 1001
+    assert chunk(Footprint(budget), 100, torch.device("cuda")) > 1
+
+
+@pytest.mark.parametrize(
+    ("samples", "at_once"), [(5, 5), (10, 10), (14, 14), (16, 8), (32, 11), (200, 10), (3, 3)]
+)
+def test_chunks_are_of_even_size(samples, at_once):
+    assert chunk(Footprint(chunking.CPU_BUDGET // 16 // 10), samples) == at_once
 
 
 def test_many_weights_in_common_widen_the_budget():
     of_one = chunking.CPU_BUDGET // 16  # the whole budget with this batch
-    assert default_chunk_size(Footprint(of_one, common=0), X, CPU) == 1
-    common = int(6 * chunking.CPU_BUDGET / chunking.OF_COMMON)
-    assert default_chunk_size(Footprint(of_one, common), X, CPU) == 6
-    assert default_chunk_size(Footprint(of_one, common, own=chunking.CPU_BUDGET // 2), X, CPU) == 4
-    assert default_chunk_size(Footprint(of_one, common, own=chunking.CPU_BUDGET), X, CPU) == 1
-    assert default_chunk_size(Footprint(of_one // 8, common=1), X, CPU) == 8  # and never narrow it
+    assert chunk(Footprint(of_one, common=0), 96) == 1
+    common = int(8 * chunking.CPU_BUDGET / chunking.OF_COMMON)
+    assert chunk(Footprint(of_one, common), 96) == 8
+    assert chunk(Footprint(of_one, common, own=chunking.CPU_BUDGET), 96) == 4
+    assert chunk(Footprint(of_one, common, own=2 * chunking.CPU_BUDGET), 96) == 1
+    assert chunk(Footprint(of_one // 8, common=1), 96) == 8  # and never narrow it
 
 
 def test_activations_before_the_random_weights_do_not_count():
@@ -65,7 +76,7 @@ def test_a_posterior_runs_as_many_at_once_as_the_rule_says(monkeypatch: pytest.M
     )
     posterior.outputs(x)
     posterior.outputs(x, chunk_size=3)
-    assert seen == [default_chunk_size(Footprint(8 * 4), x, CPU), 3]
+    assert seen == [32, 3]  # next to no memory: all at once
 
 
 def test_low_rank_members_around_a_wide_network_run_at_once_at_a_small_batch(

@@ -97,7 +97,7 @@ def test_it_says_what_it_is(posterior):
 def test_inputs_of_another_size_are_measured_anew():
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     wide = WeightPosterior(net, MeanField.around(net), Categorical())
-    sizes = [wide._chunk_size(torch.zeros(2, 1, side, side)) for side in (8, 64, 8)]
+    sizes = [wide._chunk_size(torch.zeros(2, 1, side, side), 100) for side in (8, 64, 8)]
     assert sizes[0] == sizes[2] > sizes[1]
 
 

@@ -27,7 +27,7 @@ CPU_BUDGET = 2**20
 ACCELERATOR_BUDGET = 2**30
 """Bytes that the largest activation of a chunk may take on an accelerator."""
 
-OF_COMMON = 1 / 8
+OF_COMMON = 1 / 6
 """What a chunk may move of its own, activations and weights, in bytes of the weights in common."""
 
 WORTHWHILE = 4
@@ -75,20 +75,27 @@ class Footprint:
         )
 
 
-def default_chunk_size(footprint: Footprint, inputs: Inputs, device: torch.device) -> int:
+def default_chunk_size(
+    footprint: Footprint, inputs: Inputs, device: torch.device, samples: int
+) -> int:
     """How many samples to run at once; 1 is the plain loop.
+
+    Chunks are of even size, up to half above the budget: a rest of one sample would cost a call.
 
     Args:
         footprint: Of the network under its distribution.
         inputs: The batch, for its size.
         device: Where it is run.
+        samples: How many there are.
     """
     budget = CPU_BUDGET if device.type == "cpu" else ACCELERATOR_BUDGET
     activation = max(1, footprint.activation * batch_size(inputs))
     fixed = math.floor(budget / activation)
     widened = math.floor(OF_COMMON * footprint.common / (activation + footprint.own))
     fitting = max(fixed, widened)
-    return fitting if fitting >= WORTHWHILE else 1
+    if fitting < WORTHWHILE:
+        return 1
+    return math.ceil(samples / max(1, round(samples / fitting)))
 
 
 def can_vectorize(model: nn.Module) -> bool:

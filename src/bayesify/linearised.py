@@ -83,7 +83,7 @@ class LinearisedPosterior(WeightPosterior):
                 x,
                 num_samples,
                 generator=generator or torch.Generator().manual_seed(0),
-                chunk_size=chunk_size or self._chunk_size(x),
+                chunk_size=chunk_size or self._chunk_size(x, num_samples),
                 vectorize=self.vectorize,
                 readout=self.readout,
             )

@@ -209,7 +209,7 @@ class WeightPosterior(Posterior):
         """See `Posterior.outputs`."""
         check_samples(num_samples, chunk_size)
         x = to_device(x, self.device)
-        chunk_size = chunk_size or self._chunk_size(x)
+        chunk_size = chunk_size or self._chunk_size(x, num_samples)
         with evaluating(self.model):
             return outputs(
                 self.model,
@@ -297,13 +297,14 @@ class WeightPosterior(Posterior):
             f"{len(self.q.names)} tensors, {type(self.likelihood).__name__}, samples {how})"
         )
 
-    def _chunk_size(self, x: Inputs) -> int:
+    def _chunk_size(self, x: Inputs, num_samples: int) -> int:
         if not self.vectorize:
             return 1
         shapes = tuple(each.shape[1:] for each in tensors_of(x))
         if shapes not in self._footprints:
             self._footprints[shapes] = Footprint.of(self.model, self.q, x)
-        return default_chunk_size(self._footprints[shapes], x, self.device)
+        samples = self.q.size(num_samples)
+        return default_chunk_size(self._footprints[shapes], x, self.device, samples)
 
     def _within(self, x: Inputs, size: int, chunk_size: int) -> Callable[[], Any]:
         """The context of each call of the model: what samples have in common is computed once.

@@ -158,6 +158,7 @@ class _Objective:
             Footprint.of(problem.model, q, problem.example),
             problem.example,
             next(q.parameters()).device,
+            q.size(1),
         )
         self.cache, self.trunk = self._shared()
         self.others: list[Iterator[tuple[Inputs, Tensor]]] = []
