@@ -102,20 +102,47 @@ def test_a_table_of_which_rows_are_read_is_not_read_again():
     assert found.common == 4 * (24 + 3)
 
 
-class Attention(nn.Module):
-    """Over (B, T, D), by torch's function for it."""
+class Pool(nn.Module):
+    """Attention over (B, T, D), written as CLIP's published code writes it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.map = nn.Linear(8, 8)
+        self.of = nn.MultiheadAttention(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        return nn.functional.multi_head_attention_forward(
+            **{"query": x, "key": x, "value": x, "embed_dim_to_check": 8, "num_heads": 2},
+            **{"in_proj_weight": self.of.in_proj_weight, "in_proj_bias": self.of.in_proj_bias},
+            **{"bias_k": None, "bias_v": None, "add_zero_attn": False, "dropout_p": 0.0},
+            out_proj_weight=self.of.out_proj.weight,
+            out_proj_bias=self.of.out_proj.bias,
+            training=False,
+        )[0].transpose(0, 1)
+
+
+class Attention(nn.Module):
+    """Over (B, T, D), by torch's function for it."""
+
+    def __init__(self, *, by_name: bool = False) -> None:
+        super().__init__()
+        self.map, self.by_name = nn.Linear(8, 8), by_name
 
     def forward(self, x: Tensor) -> Tensor:
         q = self.map(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        if self.by_name:
+            return nn.functional.scaled_dot_product_attention(value=q, key=q, query=q)
         return nn.functional.scaled_dot_product_attention(q, q, q)
 
 
 @pytest.mark.parametrize(
-    ("net", "count"), [(nn.MultiheadAttention(8, 2, batch_first=True), 3), (Attention(), 1)]
+    ("net", "count"),
+    [
+        (nn.MultiheadAttention(8, 2, batch_first=True), 3),
+        (Attention(), 1),
+        (Attention(by_name=True), 1),
+        (Pool(), 1),
+    ],
 )
 def test_the_scores_of_attention_are_activations(net, count):
     x = (torch.randn(3, 50, 8),) * count

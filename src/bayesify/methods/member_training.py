@@ -256,11 +256,9 @@ def _warn_if_the_same(batches: list[tuple[Inputs, Tensor]], problem: Problem) ->
     """Members whose own batches are all the same hardly come to differ."""
     if len(batches) < 2 or problem.steps_per_epoch < 2:
         return
-    first = [*tensors_of(batches[0][0]), batches[0][1]]
-    for x, y in batches[1:]:
-        other = [*tensors_of(x), y]
-        alike = zip(first, other, strict=True)
-        if any(a.shape != b.shape or not torch.equal(a, b) for a, b in alike):
+    first, *others = [[*tensors_of(x), y] for x, y in batches]
+    for other in others:
+        if len(first) != len(other) or not all(map(torch.equal, first, other)):
             return
     warnings.warn(
         f"all {len(batches)} members see the same batches, though each should have its own: the "

@@ -25,6 +25,12 @@ from bayesify.types import Inputs
 FACTS = {"shape", "size", "ndim", "dim", "numel", "dtype", "device"}
 """What a graph reads of a tensor besides its values."""
 
+ATTENTION = {
+    F.scaled_dot_product_attention: ("query", "key"),
+    F.multi_head_attention_forward: ("query", "key", "value", "embed_dim_to_check", "num_heads"),
+}
+"""Functions that may form scores, and what their first arguments are called."""
+
 
 @dataclass(frozen=True)
 class Use:
@@ -122,7 +128,7 @@ class _Recorder(TorchFunctionMode):
                 known = {each.untyped_storage().data_ptr() for each in given}
                 fresh = [each for each in results if each.untyped_storage().data_ptr() not in known]
                 filled = sum(t.numel() * t.element_size() for t in fresh)
-                filled = max(filled, _score_bytes(func, args))
+                filled = max(filled, _score_bytes(func, args, kwargs or {}))
                 self.uses.append(Use(names, filled, func is F.embedding))
         return result
 
@@ -136,15 +142,17 @@ class _Recorder(TorchFunctionMode):
         return noted[2] if noted and noted[1] == version(tensor) else None
 
 
-def _score_bytes(func: Callable[..., Any], args: tuple[Any, ...]) -> int:
+def _score_bytes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Of attention: a number for each query and key, in every head."""
-    if func is F.scaled_dot_product_attention:  # (..., heads, T, D)
-        query, key = args[:2]
-        return query.shape[:-1].numel() * key.shape[-2] * query.element_size()
-    if func is F.multi_head_attention_forward:  # (T, B, D), or (T, D)
-        query, key, heads = args[0], args[1], args[4]
-        return query.shape[:-1].numel() * len(key) * heads * query.element_size()
-    return 0
+    if func not in ATTENTION:
+        return 0
+    given = dict(zip(ATTENTION[func], args, strict=False)) | kwargs
+    query, key = given["query"], given["key"]
+    if "num_heads" in given:  # (T, B, D), or (T, D)
+        scores = query.shape[:-1].numel() * len(key) * given["num_heads"]
+    else:  # (..., heads, T, D)
+        scores = query.shape[:-1].numel() * key.shape[-2]
+    return scores * query.element_size()
 
 
 def version(tensor: Tensor) -> int:
