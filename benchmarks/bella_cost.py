@@ -28,7 +28,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ import torch
 from bella_cost_tables import ratios, show
 from bella_networks import (
     MEMBERS,
-    RANK,
     BertConfig,
     adapted,
     at_once,
@@ -47,6 +45,7 @@ from bella_networks import (
     dense_members,
     in_turns,
     lora_members,
+    members_around,
     merged,
     own_batches,
     start,
@@ -55,12 +54,11 @@ from bella_networks import (
     times_members,
     transformer,
 )
-from measuring import gigaflops, held_bytes, load, machine, peak_gigaflops, status, timed
+from measuring import CLOCKS, gigaflops, held_bytes, load, machine, peak_gigaflops, status, timed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bayesify
-from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.forward import read_tensor
 from bayesify.weights import low_rank
 from bayesify.weights.low_rank import LowRankWeight
@@ -86,7 +84,7 @@ def main() -> None:
     parser.add_argument(
         "--clock",
         default="wall",
-        choices=("wall", "cpu"),
+        choices=tuple(CLOCKS),
         help="what is timed: cpu, with one thread, says more on a machine that others use",
     )
     parser.add_argument("--probe", help=argparse.SUPPRESS)
@@ -96,7 +94,7 @@ def main() -> None:
     if options.probe:
         print(json.dumps(probe(options.probe)))
         return
-    clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
+    clock = CLOCKS[options.clock]
 
     def measured(work: dict[str, Callable[[], Any]]) -> dict[str, float]:
         return timed(work, options.repetitions, clock)
@@ -174,9 +172,7 @@ def probe(what: str) -> dict[str, int]:
                 step(x, y)
         gc.collect()
         return {"held": held_bytes()}
-    q = LowRankParticles.around(
-        net, where=adapted(), members=int(value), rank=LOOSE_RANK, vectors=False, noise=0.01
-    )
+    q = members_around(net, adapted(), members=int(value), rank=LOOSE_RANK)
     posterior = bayesify.WeightPosterior(net, q, bayesify.Categorical())
     x, _ = batch_of(16)
     posterior.predict(x, chunk_size=1)
@@ -226,9 +222,7 @@ def prediction(
 ) -> dict[str, Any]:
     """Milliseconds and ratios of `predict`."""
     x, _ = batch_of(batch)
-    q = LowRankParticles.around(
-        net, where=where, members=MEMBERS, rank=RANK, vectors=False, noise=0.01
-    )
+    q = members_around(net, where)
     posterior = bayesify.WeightPosterior(net, q, bayesify.Categorical())
     dense = merged(net, q)
 

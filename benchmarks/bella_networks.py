@@ -73,9 +73,18 @@ def adapted(layers: int = LAYERS, last: int | None = None) -> bayesify.types.Whe
     return bayesify.matching(*(f"*.{within}.{i}.{name}.weight" for i in chosen for name in names))
 
 
-def batch_of(size: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Inputs and targets."""
-    ids = torch.randint(VOCABULARY, (size, TOKENS))
+def members_around(
+    net: nn.Module, where: bayesify.types.Where, *, members: int = MEMBERS, rank: int = RANK
+) -> LowRankParticles:
+    """Members that differ from the network a little, in matrices alone."""
+    return LowRankParticles.around(
+        net, where=where, members=members, rank=rank, vectors=False, noise=0.01
+    )
+
+
+def batch_of(size: int, tokens: int = TOKENS) -> tuple[dict[str, Tensor], Tensor]:
+    """Texts of one length, and their classes."""
+    ids = torch.randint(VOCABULARY, (size, tokens))
     mask = {"attention_mask": torch.ones_like(ids)}
     return {"input_ids": ids} | mask, torch.randint(CLASSES, (size,))
 

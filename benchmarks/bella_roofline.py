@@ -19,13 +19,14 @@ written. Flops are counted with the scores of attention formed, which both sides
 
 import argparse
 import copy
+import itertools
 import json
-import time
+import math
 from typing import Any
 
 import bella_networks as nets
 import torch
-from measuring import gigaflops, load, machine, peak_gigaflops, timed
+from measuring import CLOCKS, gigaflops, load, machine, peak_gigaflops, timed
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -46,13 +47,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--repetitions", type=int, default=7, help="of every timing (default 7)")
-    parser.add_argument("--clock", default="wall", choices=("wall", "cpu"))
+    parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
 
     def measured(work: dict[str, Any]) -> dict[str, float]:
-        return timed(work, options.repetitions, clock)
+        return timed(work, options.repetitions, CLOCKS[options.clock])
 
     speed, bandwidth = peak_gigaflops(measured), peak_gigabytes(measured)
     facts = machine(1) | {"clock": options.clock, "load": load()}
@@ -70,14 +70,15 @@ def row(
 ) -> dict[str, float | str | None]:
     """One comparison, and its bounds."""
     net = nets.transformer()
-    x, y = batch_of(1 if what == "predict" else 16, tokens)
+    x, y = nets.batch_of(1 if what == "predict" else 16, tokens)
     work = predicting(net, x) if what == "predict" else stepping(net, x, y)
     for each in work.values():
         each()  # the first call also looks at the network
     with sdpa_kernel(SDPBackend.MATH):
         flops = nets.times_members({name: gigaflops(each) for name, each in work.items()})
-    at_once = chunk(net, x)
-    moved = traffic(net, what, -(-nets.MEMBERS // at_once))
+    q = nets.members_around(net, nets.adapted())
+    at_once = default_chunk_size(Footprint.of(net, q, x), x, torch.device("cpu"), nets.MEMBERS)
+    moved = traffic(net, q, what, math.ceil(nets.MEMBERS / at_once))
     found = nets.times_members(measured(work))
     least = max(flops["dense"] / speed, moved["dense"] / bandwidth)
     return {
@@ -97,13 +98,14 @@ def row(
 
 def predicting(net: torch.nn.Module, x: dict[str, Tensor]) -> dict[str, Any]:
     """`predict` as it comes, and the next of M dense networks."""
-    posterior = bayesify.WeightPosterior(net, around(net), bayesify.Categorical())
-    dense = [copy.deepcopy(net) for _ in range(nets.MEMBERS)]
-    turn = iter(range(10**9))
+    posterior = bayesify.WeightPosterior(
+        net, nets.members_around(net, nets.adapted()), bayesify.Categorical()
+    )
+    turns = itertools.cycle([copy.deepcopy(net) for _ in range(nets.MEMBERS)])
 
     @torch.no_grad()
     def one() -> Tensor:
-        return read_tensor(dense[next(turn) % nets.MEMBERS](**x))
+        return read_tensor(next(turns)(**x))
 
     return {"bella": torch.no_grad()(lambda: posterior.predict(x)), "dense": one}
 
@@ -119,20 +121,7 @@ def stepping(net: torch.nn.Module, x: dict[str, Tensor], y: Tensor) -> dict[str,
     return work
 
 
-def chunk(net: torch.nn.Module, x: dict[str, Tensor]) -> int:
-    """How many members are run at once by default."""
-    q = around(net)
-    return default_chunk_size(Footprint.of(net, q, x), x, torch.device("cpu"), nets.MEMBERS)
-
-
-def around(net: torch.nn.Module) -> LowRankParticles:
-    """The members."""
-    return LowRankParticles.around(
-        net, where=nets.adapted(), members=nets.MEMBERS, rank=nets.RANK, vectors=False, noise=0.01
-    )
-
-
-def traffic(net: torch.nn.Module, what: str, calls: int) -> dict[str, float]:
+def traffic(net: torch.nn.Module, q: LowRankParticles, what: str, calls: int) -> dict[str, float]:
     """Gigabytes of weights moved by M dense networks, and by M members in so many calls.
 
     Of embeddings a few rows are read, but Adam moves them all.
@@ -140,19 +129,12 @@ def traffic(net: torch.nn.Module, what: str, calls: int) -> dict[str, float]:
     tables = [each for name, each in net.named_parameters() if "embedding" in name]
     weights = 4e-9 * sum(each.numel() for each in net.parameters())
     table = 4e-9 * sum(each.numel() for each in tables)
-    factors = 4e-9 * sum(each.numel() for each in around(net).parameters())
+    factors = 4e-9 * sum(each.numel() for each in q.parameters())
     passes, learnt = PASSES[what]
     return {
         "dense": nets.MEMBERS * (passes * (weights - table) + learnt * weights),
         "bella": calls * passes * (weights - table) + (passes + learnt) * factors,
     }
-
-
-def batch_of(size: int, tokens: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Texts of one length, and their classes."""
-    ids = torch.randint(nets.VOCABULARY, (size, tokens))
-    mask = {"attention_mask": torch.ones_like(ids)}
-    return {"input_ids": ids} | mask, torch.randint(nets.CLASSES, (size,))
 
 
 def peak_gigabytes(measured: Any) -> float:

@@ -16,6 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 BLOCK = 0.5
 """Seconds that one piece of work is repeated for, before the next has its turn."""
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""What may be timed; cpu, with one thread, says more on a machine that others use."""
+
 
 def machine(threads: int) -> dict[str, Any]:
     """What it ran on."""
