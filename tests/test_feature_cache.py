@@ -202,11 +202,25 @@ def test_what_a_loader_dropped_in_the_first_epoch_may_come_in_the_second():
 
 def test_the_memory_that_all_examples_take_is_bounded_at_the_start():
     _, trunk = net_of_flops()
-    assert FeatureCache(trunk, num_data=100, limit=6400).bytes == 100 * 16 * 4
-    with pytest.raises(OptionError, match=r"limit=6399: expected .* 6400 bytes in all; raise"):
-        FeatureCache(trunk, num_data=100, limit=6399)
+    assert FeatureCache(trunk, num_data=100, cache_limit=6400).bytes == 100 * 16 * 4
+    with pytest.raises(OptionError, match=r"cache_limit=6399: .* 6400 bytes in all; raise"):
+        FeatureCache(trunk, num_data=100, cache_limit=6399)
     with pytest.raises(OptionError, match="num_data=0"):
         FeatureCache(trunk, num_data=0)
+    with pytest.raises(OptionError, match="passes=0"):
+        FeatureCache(trunk, num_data=1, passes=0)
+
+
+def test_what_no_pass_has_shown_may_come_later():
+    _, trunk = net_of_flops()
+    x = torch.randn(10, 16)
+    cache = FeatureCache(trunk, num_data=10, passes=2)
+    for part in (x[:8], torch.cat([x[:7], x[8:9]])):  # each pass leaves two out, x[9] both
+        cache.cache(part)
+    cache.end_epoch()
+    cache.cache(x)
+    with pytest.raises(DataError, match="after the first epoch"):
+        cache.cache(x + 1)
 
 
 def test_what_aliases_and_what_all_share_takes_no_room():

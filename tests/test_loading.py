@@ -9,8 +9,9 @@ from torch.utils.data import (
 )
 
 from bayesify.data import splits
+from bayesify.data.augment import augmented
 from bayesify.errors import DataError, OptionError, ShapeError
-from bayesify.loading import as_loader, evenly_spread, subset
+from bayesify.loading import as_loader, evenly_spread, is_augmented, subset
 
 from .zoo import Pairs
 
@@ -167,3 +168,42 @@ def test_data_that_cannot_be_chosen_from_are_refused():
         evenly_spread(whole, 5, batch_size=2)
     with pytest.raises(DataError, match="no examples"):
         evenly_spread((torch.zeros(0, 1), torch.zeros(0)), 5, batch_size=2)
+
+
+class Jittered(Pairs):
+    """Other inputs each time."""
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return x + torch.rand(()), y
+
+
+def test_augmentation_is_seen_whoever_does_it():
+    assert not is_augmented((X, Y))
+    assert not is_augmented(Pairs(X, Y))
+    assert is_augmented(Jittered(X, Y))
+    assert is_augmented(DataLoader(Jittered(X, Y), batch_size=4, shuffle=True))
+
+    def joined(batch):
+        return torch.stack([x for x, _ in batch]) * torch.rand(()), torch.arange(len(batch))
+
+    assert is_augmented(DataLoader(Pairs(X, Y), batch_size=4, collate_fn=joined))
+    images = splits("digits")
+    assert not is_augmented(images.train)
+    assert is_augmented(augmented(images, padding=1, flip=False).train)
+
+
+def test_a_look_at_the_data_leaves_the_random_numbers_alone():
+    torch.manual_seed(0)
+    want = torch.rand(3)
+    torch.manual_seed(0)
+    is_augmented(Jittered(X, Y))
+    assert torch.equal(torch.rand(3), want)
+
+
+def test_data_that_cannot_be_asked_twice_are_not_seen_to_change():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([(X[0], 0)])
+
+    assert not is_augmented(DataLoader(Stream(), batch_size=1))

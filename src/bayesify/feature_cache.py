@@ -29,16 +29,21 @@ TOLERANCE = 1e-4
 over a batch of another size are taken in another order."""
 
 
+CACHE_LIMIT = 2 * 2**30
+"""Bytes that kept features may take, if nothing else is said."""
+
+
 class FeatureCache:
     """Features by example. Give it every batch of every epoch; it runs the trunk on new examples.
 
     Args:
         trunk: What computes them.
         num_data: Number of examples N.
-        limit: Bytes that all of them may take.
+        cache_limit: Bytes that all of them may take.
+        passes: How often an epoch visits the data.
 
     Raises:
-        OptionError: they would take more.
+        OptionError: they would take more, or a number is out of range.
         UnsupportedModelError: the features of an example depend on the rest of its batch.
 
     Example:
@@ -54,18 +59,31 @@ class FeatureCache:
         [(2, 8)]
     """
 
-    def __init__(self, trunk: Trunk | None, *, num_data: int, limit: int = 2 * 2**30) -> None:
+    def __init__(
+        self,
+        trunk: Trunk | None,
+        *,
+        num_data: int,
+        cache_limit: int = CACHE_LIMIT,
+        passes: int = 1,
+    ) -> None:
         if trunk is None:
             raise UnsupportedModelError(
                 "expected a trunk, got None: nothing that could be kept is computed before the "
                 "first random weight; train without a feature cache."
             )
-        if num_data < 1:
-            raise OptionError(f"num_data={num_data}: expected at least 1.")
-        self._trunk, self._num_data, self._limit = trunk, num_data, limit
+        for name, value in (("num_data", num_data), ("passes", passes)):
+            if value < 1:
+                raise OptionError(f"{name}={value}: expected at least 1.")
+        self._trunk, self._num_data, self._limit = trunk, num_data, cache_limit
+        self._passes = passes
         self._layouts: dict[Hashable, _Layout] = {}
         self._unseen, self._visits, self._later = num_data, 0, False
         self._layout(trunk.example)
+
+    @property
+    def _held(self) -> int:
+        return sum(len(each.numbers) for each in self._layouts.values())
 
     @property
     def bytes(self) -> int:
@@ -100,7 +118,8 @@ class FeatureCache:
     def end_epoch(self) -> None:
         """From the second epoch on, only what the first one left out (a dropped batch) is new."""
         if not self._later:
-            self._unseen = max(0, self._num_data - self._visits)
+            left_out = self._num_data - self._visits // self._passes
+            self._unseen = max(0, min(left_out, self._num_data - self._held))
         self._later = True
 
     def _admit(self, new: int) -> None:
@@ -124,7 +143,7 @@ class FeatureCache:
             if wanted > self._limit:
                 shapes = [tuple(each.shape[1:]) for each in layout.rows]
                 raise OptionError(
-                    f"limit={self._limit}: expected room for the features {shapes} of "
+                    f"cache_limit={self._limit}: expected room for the features {shapes} of "
                     f"{self._num_data} examples, {wanted} bytes in all; raise the limit, make a "
                     f"weight random that comes earlier or later, or train without cached features."
                 )

@@ -19,7 +19,7 @@ from bayesify.cost import CostMeter, FlopCounter
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
-from bayesify.loading import Data, Passes, as_loader
+from bayesify.loading import Data, Passes, as_loader, is_augmented
 from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.modes import seeded
 from bayesify.options import to_json
@@ -166,12 +166,13 @@ def _problem(
         readout=readout,
         vectorize=True,
         generator=torch.Generator(),
+        augmented=lambda: is_augmented(loader),
     )
 
 
 def _onto(problem: Problem, other: Problem) -> Problem:
     """The data of `other`, all else of `problem`."""
-    of_data = ("num_data", "steps_per_epoch", "example", "inputs", "batches")
+    of_data = ("num_data", "steps_per_epoch", "example", "inputs", "batches", "augmented")
     return replace(problem, **{name: getattr(other, name) for name in of_data})
 
 

@@ -102,11 +102,11 @@ def own_outputs(
     chunk_size: int | None = None,
     vectorize: bool = True,
     readout: Readout = read_tensor,
+    within: Sequence[Callable[[], AbstractContextManager[Any]]] = (),
 ) -> list[Tensor]:
     """What each of M members returns for a batch of its own, (B_m, ...) each.
 
-    Members run at once where their batches are single tensors of one shape; batches of several
-    inputs one by one, as a mask that differs between members is a branch on data to many models.
+    One by one unless the batches are single tensors of one shape: masks are branches on data.
 
     Args:
         model: As of `outputs`.
@@ -115,23 +115,24 @@ def own_outputs(
         chunk_size: Members run at once; None for all.
         vectorize: As of `outputs`.
         readout: As of `outputs`.
+        within: Makes the context of each member's call; members then run one by one.
     """
 
-    def call(one: tuple[Draw, Inputs]) -> Tensor:
-        draw_one, seen = one
-        return call_at(model, q.weights(draw_one), seen, readout)
+    def call(one: tuple[Draw, Inputs], context: Callable[[], Any] = nullcontext) -> Tensor:
+        weights = q.weights(one[0])
+        with context():
+            return call_at(model, weights, one[1], readout)
 
     members = len(inputs)
     tensors = [each for each in inputs if isinstance(each, Tensor)]
     alike = len(tensors) == members and len({each.shape for each in tensors}) == 1
-    at_once = min(chunk_size or members, members) if vectorize and alike else 1
+    at_once = min(chunk_size or members, members) if vectorize and alike and not within else 1
     with no_checkpointing(), _base_frozen(q, at_once):
         draw = q.sample(members)
         if at_once > 1:
             return list(_over_draws(call, [(draw, torch.stack(tensors))], at_once))
-        return [
-            call((tree_map(lambda each, m=m: each[m], draw), own)) for m, own in enumerate(inputs)
-        ]
+        drawn = (tree_map(lambda each, m=m: each[m], draw) for m in range(members))
+        return list(map(call, zip(drawn, inputs, strict=True), within or [nullcontext] * members))
 
 
 def _base_frozen(q: WeightDistribution, at_once: int) -> AbstractContextManager[Any]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -136,6 +137,29 @@ def evenly_spread(
     count = len(known) if examples is None else min(examples, len(known))
     chosen = [known[each] for each in evenly(len(known), count).tolist()]
     return DataLoader(Subset(dataset, chosen), batch_size=batch_size, collate_fn=collate), count
+
+
+def is_augmented(data: Data, *, examples: int = 8) -> bool:
+    """Whether examples are seen to differ when they are asked for twice.
+
+    False where that cannot be seen: for data that do not know their examples by index.
+
+    Args:
+        data: Data; a loader's own order and workers are left alone.
+        examples: How many are asked for, evenly spread.
+
+    Example:
+        >>> is_augmented((torch.ones(4, 2), torch.zeros(4)))
+        False
+    """
+    try:
+        loader, _ = evenly_spread(data, examples, batch_size=examples)
+    except DataError:
+        return False
+    with torch.random.fork_rng(devices=[]):
+        first, second = (tree_leaves(next(iter(loader))) for _ in range(2))
+    pairs = [each for each in zip(first, second, strict=True) if isinstance(each[0], Tensor)]
+    return not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
 class EvenBatches(Sampler[list[int]]):

@@ -1,14 +1,15 @@
 import copy
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from bayesify import MAP, Bella, fit, load, matching, save
-from bayesify.errors import OptionError, UnsupportedModelError
+from bayesify.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.options import from_json, to_json
 from bayesify.posterior import WeightPosterior
 from bayesify.weights.low_rank import LowRankWeight
@@ -460,6 +461,38 @@ def test_every_member_sees_every_example_once_in_an_epoch():
     assert seen[0] != seen[1]
 
 
-def test_kept_features_need_the_same_batches_for_all():
-    with pytest.raises(OptionError, match="batches='same'"):
-        Bella(cache_features=True)
+@pytest.mark.parametrize(("net", "where"), [("mlp", "4.*"), ("cnn", "5.*"), ("mapping", "head.*")])
+def test_kept_features_change_nothing_where_members_see_batches_of_their_own(net, where):
+    outs = []
+    for cached in (False, True):
+        method = replace(SMALL, where=matching(where), cache_features=cached, epochs=3)
+        posterior = fit(NETS[net].model(), NETS[net].data(), method, batch_size=16)
+        outs.append(posterior.outputs(NETS[net].inputs(9)).detach())
+    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(outs[0][0], outs[0][1])
+
+
+class Jittered(Dataset):
+    """Another image each time, as under random augmentation."""
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, i):
+        return torch.full((1, 4, 4), float(i)) + torch.rand(()), i % 3
+
+
+def test_features_of_augmented_data_are_refused_before_the_pretraining():
+    method = replace(
+        SMALL, pretrain=MAP(epochs=1), where=matching("5.*"), cache_features=True, batches="same"
+    )
+    spy = Mock()
+    with pytest.raises(DataError, match=r"cache_features=True.*augmentation"):
+        fit(NETS["cnn"].model(), Jittered(), method, callbacks=[spy])
+    spy.on_phase_start.assert_not_called()
+
+
+def test_the_memory_of_kept_features_is_bounded_by_an_option():
+    method = replace(SMALL, where=matching("5.*"), cache_features=True, cache_limit=100)
+    with pytest.raises(OptionError, match=r"cache_limit=100: expected room for"):
+        fitted(method)

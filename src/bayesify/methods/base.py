@@ -43,6 +43,7 @@ class Problem:
         validation: Gives batches of held-out examples, inputs and targets, on the model's device,
             in the order of their loader: for choosing numbers, never for training. None when none
             were given.
+        augmented: Whether the training examples change from pass to pass; looks at a few.
         trained: What the pretraining left, whose point the model has already; None without one.
     """
 
@@ -57,6 +58,7 @@ class Problem:
     vectorize: bool
     generator: torch.Generator
     validation: Callable[[], Iterator[tuple[Inputs, Tensor]]] | None = None
+    augmented: Callable[[], bool] = lambda: False
     trained: Posterior | None = None
 
     def network_loss(self, inputs: Inputs, target: Tensor) -> Tensor:

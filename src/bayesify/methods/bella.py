@@ -19,7 +19,7 @@ averages logits, skips the interaction at 19 steps of 20, and subtracts a scalar
 Cost: per member r (m + d) numbers for a matrix (m, d), and the memory of their optimiser's state;
 the forward pass of every member is as long as that of the network, except for what comes before the
 first matrix that differs: where members see the same batches (in predictions, and in training if
-asked) it is computed once for all, and kept across epochs if asked.
+asked) it is computed once for all, and it is kept across epochs if asked.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ import torch
 from bayesify.batch_norm import batch_norms, recalibrate_, statistics_of
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.errors import OptionError
+from bayesify.feature_cache import CACHE_LIMIT
 from bayesify.methods.base import GradientRun, Method, Problem
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.map import MAP
@@ -111,6 +112,7 @@ class Bella:
     cache_features: bool = option(
         False, help="keep what comes before the first weight that differs across epochs"
     )
+    cache_limit: int = option(CACHE_LIMIT, help="bytes that what is kept may take", at_least=1)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -118,11 +120,6 @@ class Bella:
             raise OptionError(
                 f"Bella(rates={self.rates}): expected {self.members} numbers above 0, one for each "
                 f"member, or none."
-            )
-        if self.cache_features and self._own_batches:
-            raise OptionError(
-                "Bella(cache_features=True, batches='own'): what is kept is shared by all members, "
-                "who must see the same batches; pass batches='same'."
             )
 
     @classmethod
@@ -201,6 +198,7 @@ class Bella:
                 decay=self.weight_decay,
                 own_batches=self._own_batches,
                 cache_features=self.cache_features,
+                cache_limit=self.cache_limit,
             ),
         )
 

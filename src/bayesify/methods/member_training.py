@@ -23,8 +23,8 @@ from bayesify.batches import tensors_of
 from bayesify.chunking import Footprint, default_chunk_size
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.particles import Particles
-from bayesify.errors import UnsupportedModelError
-from bayesify.feature_cache import FeatureCache
+from bayesify.errors import DataError, UnsupportedModelError
+from bayesify.feature_cache import CACHE_LIMIT, FeatureCache
 from bayesify.forward import outputs, own_outputs
 from bayesify.methods.base import GradientRun, Problem, adam
 from bayesify.methods.interaction import clip_members_, svgd_
@@ -60,6 +60,7 @@ class Training:
         own_batches: Whether each member learns from batches of its own, in an order of its own.
         cache_features: Whether what comes before the first weight that is learnt is kept across
             epochs.
+        cache_limit: Bytes that this may take.
     """
 
     epochs: int
@@ -72,6 +73,7 @@ class Training:
     decay: float = 0.0
     own_batches: bool = False
     cache_features: bool = False
+    cache_limit: int = CACHE_LIMIT
 
 
 def train_members(
@@ -202,6 +204,7 @@ class _Objective:
             chunk_size=self.chunk_size,
             vectorize=self.problem.vectorize,
             readout=self.problem.readout,
+            within=[self.cache.shared(x) for x, _ in batches] if self.cache else (),
         )
         each = zip(raw, (y for _, y in batches), strict=True)
         return torch.cat([self._losses(one.unsqueeze(0), y) for one, y in each])
@@ -226,20 +229,30 @@ class _Objective:
     def _shared(self) -> tuple[FeatureCache | None, Trunk | None]:
         problem, q = self.problem, self.q
         at_once = problem.vectorize and self.chunk_size >= q.size(1)
-        if self.training.own_batches:
-            return None, None
-        if at_once and not self.training.cache_features:
-            return None, None  # one call computes what the members share once by itself
+        if not self.training.cache_features and (self.training.own_batches or at_once):
+            return None, None  # nothing is shared, or one call computes it once by itself
         trunk = Trunk.of(problem.model, q.names, problem.example)
         if not self.training.cache_features:
             return None, trunk
+        if problem.augmented():
+            raise DataError(
+                "cache_features=True: expected training examples that are the same in every epoch, "
+                "but they change from one look to the next; switch off their random augmentation, "
+                "or train without cached features."
+            )
         if trunk is None:
             raise UnsupportedModelError(
                 f"cache_features=True: {type(problem.model).__name__} computes nothing before the "
                 f"first weight that is learnt that could be kept; choose weights of its last "
                 f"blocks with `where`, or leave cache_features out."
             )
-        return FeatureCache(trunk, num_data=problem.num_data), trunk
+        cache = FeatureCache(
+            trunk,
+            num_data=problem.num_data,
+            cache_limit=self.training.cache_limit,
+            passes=q.size(1) if self.training.own_batches else 1,
+        )
+        return cache, trunk
 
     def _within(self, inputs: Inputs) -> Callable[[], Any]:
         source = self.cache or self.trunk
