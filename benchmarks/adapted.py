@@ -116,13 +116,18 @@ def run(
     print(json.dumps({n: facts[n] for n in ("arm", "seed", "seconds", "trainable")}), flush=True)
 
 
-def on_held_out(
-    method: Any, net: torch.nn.Module, sets: dict[str, Any], batch_size: int, members: int = 1
+def on(
+    chosen: str,
+    method: Any,
+    net: torch.nn.Module,
+    sets: dict[str, Any],
+    batch_size: int,
+    members: int = 1,
 ) -> dict[str, float]:
-    """The first members, judged on the held-out set; the temperature by halves."""
+    """The first members, judged on the set that options are chosen on; temperatures by halves."""
     start = time.perf_counter()
     posterior = bayesify.fit(net, sets["train"], method, seed=CHOOSING, batch_size=batch_size)
-    held, y = averaged(logits_of(posterior, sets["held out"]), range(members)), sets["held out"].y
+    held, y = averaged(logits_of(posterior, sets[chosen]), range(members)), sets[chosen].y
     return judge(held, y, tempered(held, y)) | {"seconds": time.perf_counter() - start}
 
 
@@ -130,11 +135,13 @@ def report(
     folder: Path,
     seeds: list[int],
     sets: dict[str, Any],
-    judged: list[str],
+    judged: dict[str, tuple[str, slice | Tensor]],
     *,
     by_halves: bool = False,
 ) -> dict[str, Any]:
-    """Every arm at every number of members, on the sets `judged`; means and errors over seeds.
+    """Every arm at every number of members, on what is `judged`; means and errors over seeds.
+
+    `judged` names parts of sets: label -> name of the set, and which of its examples.
 
     The temperature is fitted on the set "held out"; or, where the network has seen that (or the
     like of it) in its own training, by halves of each set that is judged.
@@ -154,8 +161,8 @@ def report(
                     (facts["members"], round(facts["seconds"])) for _, facts in cells.values()
                 ],
             }
-            for name in judged:
-                found, examples = _of_cells(list(cells.values()), name, members, sets, by_halves)
+            for name, part in judged.items():
+                found, examples = _of_cells(list(cells.values()), part, members, sets, by_halves)
                 table[key][name] = {
                     metric: mean_and_error([each[metric] for each in found]) for metric in found[0]
                 }
@@ -175,14 +182,14 @@ def report(
 
 def _of_cells(
     cells: list[tuple[dict[str, Tensor], dict[str, Any]]],
-    name: str,
+    part: tuple[str, slice | Tensor],
     members: int,
     sets: dict[str, Any],
     by_halves: bool,
 ) -> tuple[list[dict[str, float]], list[dict[str, Tensor]]]:
-    found, examples = [], []
+    found, examples, (name, index) = [], [], part
     for logits, _ in cells:
-        predictive, y = averaged(logits[name], range(members)), sets[name].y
+        predictive, y = averaged(logits[name][:, index], range(members)), sets[name].y[index]
         held = averaged(logits["held out"], range(members)), sets["held out"].y
         after = tempered(predictive, y, None if by_halves else held)
         found.append(judge(predictive, y, after))

@@ -94,7 +94,11 @@ def main() -> None:
     if not options.report:
         arms = {arm: ARMS[arm]() for arm in options.arms.split(",")}
         adapted.fill(options.out, arms, seeds, lambda: net(classes), sets, BATCH)
-    print(json.dumps(adapted.report(options.out, seeds, sets, ["test"]), indent=1))
+    print(
+        json.dumps(
+            adapted.report(options.out, seeds, sets, {"test": ("test", slice(None))}), indent=1
+        )
+    )
 
 
 def tune(sets: dict[str, Texts], classes: int) -> None:
@@ -114,7 +118,7 @@ def tune(sets: dict[str, Texts], classes: int) -> None:
         options = NEW_HEAD | LOW_RANK | three | {"lr": lr, "noise": noise}
         settings[f"bella {lr}, noise {noise}"] = bayesify.Bella(**options)
     for label, method in settings.items():
-        found = adapted.on_held_out(method, net(classes), sets, BATCH, members=3)
+        found = adapted.on("held out", method, net(classes), sets, BATCH, members=3)
         print(label, {n: round(v, 4) for n, v in found.items()}, flush=True)
 
 
