@@ -10,7 +10,8 @@ matrices of each MLP. Compared are, for M = 5 unless said,
 
 - memory: the peak of a prediction with M = 10 and M = 1, in processes of their own, and what is
   held between two training steps, against M dense networks;
-- a training step at batch 16 with M dense networks and with M LoRA adapters of peft;
+- a training step at batch 16 with M dense networks and with M LoRA adapters of peft; and around a
+  base in bfloat16, with dense networks in single precision and under autocast;
 - `predict` at batch 1 and 16 with the forward passes of M dense networks;
 - both with 8 layers and adapters in the last 2, at batches 1, 16 and 64: what comes before them is
   computed once for all members, or kept across epochs;
@@ -71,7 +72,7 @@ of a process grows with the number of calls before it, by tens of MB, until it s
 every activation goes back to the kernel at once: the peak is that of what is alive."""
 DEEP, LAST = 8, 2
 """Layers of the trunk measurement, and how many of them differ."""
-PARTS = ("memory", "step", "predict", "trunk", "resnet")
+PARTS = ("memory", "step", "half", "predict", "trunk", "resnet")
 
 
 def main() -> None:
@@ -102,6 +103,7 @@ def main() -> None:
     parts = {
         "memory": lambda: memory_costs(options.repetitions, options.threads),
         "step": lambda: step_costs(measured),
+        "half": lambda: half_costs(measured),
         "predict": lambda: [predict_cost(batch, measured) for batch in (1, 16)],
         "trunk": lambda: [trunk_costs(batch, measured) for batch in (1, 16, 64)],
         "resnet": lambda: resnet_costs(measured),
@@ -210,6 +212,29 @@ def step_costs(measured: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
+def half_costs(measured: Callable[..., Any]) -> dict[str, Any]:
+    """A step around a base that is stored in bfloat16, which weights that are trained cannot be."""
+    x, y = batch_of(16)
+    net = transformer()
+    work = {
+        "bella": stepping(start(copy.deepcopy(net).bfloat16(), x), x, y),
+        "dense": in_turns(dense_members(net), x, y),
+        "autocast": in_turns([under_autocast(each) for each in dense_members(net)], x, y),
+    }
+    flops = {name: gigaflops(each) for name, each in work.items()}
+    return {**summary(work, measured), "gigaflops": times_members(flops)}
+
+
+def under_autocast(step: Callable[..., None]) -> Callable[..., None]:
+    """Products in bfloat16, weights and their Adam in single precision."""
+
+    def stepped(x: Any, y: Tensor) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            step(x, y)
+
+    return stepped
+
+
 @torch.no_grad()
 def predict_cost(batch: int, measured: Callable[..., Any]) -> dict[str, Any]:
     """`predict` against the plain forward passes of the dense networks that the members are."""
@@ -252,9 +277,11 @@ def trunk_costs(batch: int, measured: Callable[..., Any]) -> dict[str, Any]:
     """Members that differ in the last blocks only."""
     x, y = batch_of(batch)
     net, where = transformer(DEEP), adapted(DEEP, LAST)
-    cached = start(copy.deepcopy(net), x, where=where, num_data=1024, cache_features=True)
-    cached.step(x, y)
-    cached.end_epoch(0)
+    kept = {"where": where, "num_data": 1024, "cache_features": True}
+    cached, own_cached = start(copy.deepcopy(net), x, **kept), own_batches(net, x, **kept)
+    for each in (cached, own_cached):
+        each.step(x, y)
+        each.end_epoch(0)
     whole = start(copy.deepcopy(net), x, where=where, vectorize=False)
     whole._terms.trunk = None
     work = {
@@ -265,6 +292,7 @@ def trunk_costs(batch: int, measured: Callable[..., Any]) -> dict[str, Any]:
         ),
         "bella at once": stepping(at_once(start(copy.deepcopy(net), x, where=where)), x, y),
         "bella cached": stepping(cached, x, y),
+        "bella cached, own batches": stepping(own_cached, x, y),
         "bella whole network": stepping(whole, x, y),
         "dense": in_turns(dense_members(net), x, y),
     }
@@ -272,7 +300,7 @@ def trunk_costs(batch: int, measured: Callable[..., Any]) -> dict[str, Any]:
         work["lora"] = in_turns(lora, x, y)
     flops = {name: gigaflops(each) for name, each in work.items()}
     step = {**summary(work, measured), "gigaflops": times_members(flops)}
-    del work, lora, cached, whole
+    del work, lora, cached, own_cached, whole
     gc.collect()
     return {"batch": batch, "step": step, "predict": prediction(net, where, batch, measured)}
 

@@ -34,6 +34,15 @@ def ratios(result: dict[str, Any]) -> list[dict[str, Any]]:
             rows.append(("step, batch 16, over M LoRA", 0.8, step["ratios"]["bella over lora"]))
         share = step["trainable_per_member"] / step["dense_member"]
         rows.append(("trainable share of a member, transformer", 0.005, share))
+    if half := result.get("half"):
+        rows += [
+            (
+                f"step, batch 16, base in bfloat16, over M {other}",
+                None,
+                half["ratios"][f"bella {over}"],
+            )
+            for other, over in (("dense", "over dense"), ("dense under autocast", "over autocast"))
+        ]
     for each in result.get("predict", []):
         goal = 0.5 if each["batch"] == 1 else None
         name = f"predict, batch {each['batch']}, over M dense"
@@ -46,6 +55,13 @@ def ratios(result: dict[str, Any]) -> list[dict[str, Any]]:
                 ("step", "dense", TRUNK_GOAL, step, "bella over dense"),
                 ("step, own batches", "dense", None, step, "bella, own batches over dense"),
                 ("step, kept features", "dense", TRUNK_GOAL, step, "bella cached over dense"),
+                (
+                    "the same, own batches",
+                    "dense",
+                    None,
+                    step,
+                    "bella cached, own batches over dense",
+                ),
                 ("step", "LoRA", None, step, "bella over lora"),
                 ("predict", "dense", TRUNK_GOAL, predict, "bella over dense"),
             )
@@ -104,7 +120,11 @@ def show(result: dict[str, Any]) -> None:
 
 def timings(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Every comparison of times with its title."""
-    found = [("step, batch 16", result["step"])] if "step" in result else []
+    found = [
+        (title, result[part])
+        for part, title in (("step", "step, batch 16"), ("half", "step, batch 16, bfloat16"))
+        if part in result
+    ]
     found += [(f"predict, batch {each['batch']}", each) for each in result.get("predict", [])]
     for each in result.get("trunk", []):
         found += [

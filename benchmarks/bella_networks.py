@@ -32,6 +32,10 @@ MEMBERS, RANK, LAYERS, HIDDEN, MLP, HEADS, TOKENS, VOCABULARY, CLASSES = (
 )
 
 
+LOOPS = ("dense", "lora", "autocast")
+"""What is a network for each member; autocast: dense ones with products in bfloat16."""
+
+
 class Encoder(nn.Module):
     """torch's own transformer of the same size, where transformers is not installed."""
 
@@ -203,7 +207,7 @@ def summary(work: dict[str, Callable[[], Any]], measured: Callable[..., Any]) ->
     over = {
         f"{name} over {loop}": milliseconds[name] / milliseconds[loop]
         for name in milliseconds
-        for loop in ("dense", "lora")
+        for loop in LOOPS
         if loop in milliseconds and name.startswith("bella")
     }
     return {"milliseconds": milliseconds, "ratios": over}
@@ -211,4 +215,4 @@ def summary(work: dict[str, Callable[[], Any]], measured: Callable[..., Any]) ->
 
 def times_members(found: dict[str, float]) -> dict[str, float]:
     """Of a loop one turn was measured."""
-    return {n: each * (MEMBERS if n in ("dense", "lora") else 1) for n, each in found.items()}
+    return {n: each * (MEMBERS if n in LOOPS else 1) for n, each in found.items()}

@@ -30,18 +30,33 @@ from bayesify.data.augment import CropAndFlip
 from bayesify.data.cifar import NORMALISE
 from bayesify.data.parts import Examples
 
-TRAIN, HELD_OUT, BATCH, EPOCHS = 10_000, 2_000, 64, 4
+TRAIN, HELD_OUT, BATCH, EPOCHS = 10_000, 2_000, 64, 2
 TEN, THREE, CHOSEN_ON = 10, 3, 2_000
 
-NORMS = {"pretrain": None, "epochs": EPOCHS, "batch_norm": "frozen"}
+RATES = (1.0, 2.0, 0.5)
+"""Of the members in turn, in units of lr: members that learn at rates of their own differ more."""
+
+LOW_RANK = {"pretrain": None, "batch_norm": "frozen", "rank": 1, "lr": 5e-3, "noise": 0.2}
+
+
+def bella(members: int = THREE, epochs: int = EPOCHS, **changes: Any) -> bayesify.Bella:
+    """Members around the network."""
+    return bayesify.Bella(**LOW_RANK | {"members": members, "epochs": epochs} | changes)
+
+
+def dense(epochs: int = EPOCHS) -> bayesify.FineTunedEnsemble:
+    """Three fine-tuned copies."""
+    return bayesify.FineTunedEnsemble(pretrain=None, members=THREE, epochs=epochs, lr=1e-3)
+
+
 ARMS: dict[str, Any] = {
-    "dense": lambda _: bayesify.FineTunedEnsemble(
-        pretrain=None, members=THREE, epochs=EPOCHS, lr=1e-3
+    "dense": lambda _: dense(),
+    "bella": lambda members: bella(
+        members, rates=tuple(RATES[i % len(RATES)] for i in range(members))
     ),
-    "bella": lambda members: bayesify.Bella(**NORMS, members=members, rank=1, lr=5e-3, noise=0.2),
-    "bella-svgd": lambda _: bayesify.Bella(
-        **NORMS, members=THREE, rank=1, lr=5e-3, interaction="svgd"
-    ),
+    "bella-2": lambda _: bella(rank=2),
+    "bella-4": lambda _: bella(rank=4),
+    "bella-svgd": lambda _: bella(interaction="svgd", noise=None),
 }
 
 
@@ -80,17 +95,11 @@ def tune(options: argparse.Namespace) -> None:
     sets = read_sets(options)
     chosen, _ = choosing(len(sets["jpeg"]))
     sets["chosen on"] = Examples(sets["jpeg"].x[chosen], sets["jpeg"].y[chosen], NORMALISE)
-    three = {"pretrain": None, "members": THREE, "epochs": EPOCHS}
-    low_rank = three | {"rank": 1, "lr": 5e-3, "noise": 0.2}
-    settings: dict[str, Any] = {
-        "dense": bayesify.FineTunedEnsemble(**three, lr=1e-3),
-        "dense, 2 passes": bayesify.FineTunedEnsemble(**three | {"epochs": 2}, lr=1e-3),
-        "bella": bayesify.Bella(**low_rank),
-        "bella, 2 passes": bayesify.Bella(**low_rank | {"epochs": 2}),
-        "bella, 2 passes, noise .05": bayesify.Bella(**low_rank | {"epochs": 2, "noise": 0.05}),
-    }
-    for change in ({"noise": 0.1}, {"noise": 0.3}, {"lr": 3e-3}, {"lr": 1e-2}):
-        settings[f"bella, {change}"] = bayesify.Bella(**low_rank | change)
+    settings = {f"dense, {passes} passes": dense(passes) for passes in (2, 4)}
+    for noise in (0.05, 0.2):
+        settings[f"bella, 2 passes, noise {noise}"] = bella(noise=noise)
+    for change in ({"noise": 0.1}, {}, {"noise": 0.3}, {"lr": 3e-3}, {"lr": 1e-2}):
+        settings[f"bella, 4 passes {change or ''}"] = bella(epochs=4, **change)
     for label, method in settings.items():
         found = adapted.on(
             "chosen on", method, pretrained(options.weights), sets, BATCH, members=THREE

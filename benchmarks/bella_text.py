@@ -125,6 +125,11 @@ def tune(sets: dict[str, Texts], classes: int) -> None:
     ):
         options = NEW_HEAD | LOW_RANK | three | {"lr": lr, "noise": noise}
         settings[f"bella {lr}, noise {noise}"] = bayesify.Bella(**options)
+    settings["bella, rank 16"] = bayesify.Bella(**NEW_HEAD | SIXTEEN | three)
+    last = bayesify.matching(*(f"*encoder.layer.{i}.*.weight" for i in (4, 5)))
+    for passes in (3, 6):
+        options = NEW_HEAD | LOW_RANK | three | {"where": last, "epochs": passes}
+        settings[f"bella, last two blocks, {passes} passes"] = bayesify.Bella(**options)
     for label, method in settings.items():
         found = adapted.on("held out", method, net(classes), sets, BATCH, members=3)
         print(label, {n: round(v, 4) for n, v in found.items()}, flush=True)
