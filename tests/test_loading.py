@@ -1,3 +1,6 @@
+import os
+from collections import UserDict
+
 import pytest
 import torch
 from torch.utils.data import (
@@ -191,6 +194,42 @@ def test_augmentation_is_seen_whoever_does_it():
     images = splits("digits")
     assert not is_augmented(images.train)
     assert is_augmented(augmented(images, padding=1, flip=False).train)
+
+
+def test_inputs_are_looked_at_in_whatever_mapping_and_targets_are_not():
+    def mapping(batch):
+        x, y = (torch.stack(each) for each in zip(*batch, strict=True))
+        return UserDict(x=x + torch.rand(()), labels=y)
+
+    def drawn(batch):
+        return torch.stack([x for x, _ in batch]), torch.rand(len(batch))
+
+    assert is_augmented(DataLoader(Pairs(X, Y), batch_size=4, collate_fn=mapping))
+    assert not is_augmented(DataLoader(Pairs(X, Y), batch_size=4, collate_fn=drawn))
+
+
+class Lazy(Pairs):
+    """Opens what it reads in the process that reads it first."""
+
+    opened = None
+
+    def __getitem__(self, i):
+        self.opened = self.opened or os.getpid()
+        return super().__getitem__(i)
+
+
+def test_a_data_set_that_workers_read_is_not_opened_here():
+    data = Lazy(X, Y)
+    assert not is_augmented(DataLoader(data, batch_size=4, num_workers=2))
+    assert data.opened is None
+
+
+def test_examples_that_cannot_be_joined_are_not_seen_to_change():
+    class Growing(Pairs):
+        def __getitem__(self, i):
+            return torch.randn(1 + i), 0
+
+    assert not is_augmented(DataLoader(Growing(X, Y), batch_size=1))
 
 
 def test_a_look_at_the_data_leaves_the_random_numbers_alone():

@@ -112,7 +112,7 @@ def own_outputs(
         model: As of `outputs`.
         q: M members.
         inputs: A batch for each member.
-        chunk_size: Members run at once; None for all.
+        chunk_size: Members at once; None for all.
         vectorize: As of `outputs`.
         readout: As of `outputs`.
         within: Makes the context of each member's call; members then run one by one.
@@ -132,7 +132,8 @@ def own_outputs(
         if at_once > 1:
             return list(_over_draws(call, [(draw, torch.stack(tensors))], at_once))
         drawn = (tree_map(lambda each, m=m: each[m], draw) for m in range(members))
-        return list(map(call, zip(drawn, inputs, strict=True), within or [nullcontext] * members))
+        parts = zip(drawn, inputs, within or [nullcontext] * members, strict=True)
+        return [call((one, own), context) for one, own, context in parts]
 
 
 def _base_frozen(q: WeightDistribution, at_once: int) -> AbstractContextManager[Any]:
@@ -235,8 +236,7 @@ def tape(
         noted = {n: TapedWeight(each, n, record) for n, each in named.items() if n in taped}
         return call_at(model, named | noted, inputs, readout)
 
-    count = len(tree_leaves(members)[0])
-    results = []
+    count, results = len(tree_leaves(members)[0]), []
     with no_checkpointing():
         for part in _parts(members, count if vectorize else 1):
             record.calls.append({})

@@ -7,7 +7,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -21,6 +20,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from bayesify.batches import split_batch, tensors_of
 from bayesify.data.parts import Examples
 from bayesify.errors import DataError, OptionError, ShapeError
 
@@ -140,12 +140,14 @@ def evenly_spread(
 
 
 def is_augmented(data: Data, *, examples: int = 8) -> bool:
-    """Whether examples are seen to differ when they are asked for twice.
+    """Whether inputs are seen to differ when the same examples are asked for twice.
 
-    False where that cannot be seen: for data that do not know their examples by index.
+    False where that cannot be seen: of data that do not know their examples by index, or whose
+    examples cannot be joined. A loader with workers is looked at through one, as a data set may
+    open its files where it is first read.
 
     Args:
-        data: Data; a loader's own order and workers are left alone.
+        data: Data.
         examples: How many are asked for, evenly spread.
 
     Example:
@@ -154,12 +156,20 @@ def is_augmented(data: Data, *, examples: int = 8) -> bool:
     """
     try:
         loader, _ = evenly_spread(data, examples, batch_size=examples)
-    except DataError:
+        if isinstance(data, DataLoader):
+            loader = DataLoader(
+                loader.dataset,
+                batch_size=examples,
+                collate_fn=loader.collate_fn,
+                num_workers=min(1, data.num_workers),
+                worker_init_fn=data.worker_init_fn,
+                multiprocessing_context=data.multiprocessing_context,
+            )
+        with torch.random.fork_rng(devices=[]):
+            looks = [tensors_of(split_batch(next(iter(loader)))[0]) for _ in range(2)]
+        return not all(map(torch.equal, *looks))
+    except Exception:  # a user's data set or collation may raise anything when asked so
         return False
-    with torch.random.fork_rng(devices=[]):
-        first, second = (tree_leaves(next(iter(loader))) for _ in range(2))
-    pairs = [each for each in zip(first, second, strict=True) if isinstance(each[0], Tensor)]
-    return not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
 class EvenBatches(Sampler[list[int]]):
