@@ -282,3 +282,15 @@ def test_factors_must_be_square_and_of_all_members():
 def test_everything_else_must_have_all_members(kind):
     message = r"'c': expected 2 members in front, as of the first weight, got \(3,\)"
     refused(message, **{kind: {"c": torch.zeros(3)}})
+
+
+def test_factors_are_kept_in_the_order_of_files():
+    """Or what is saved and loaded may predict otherwise in the last bit, by the machine."""
+    loc = {"weight": torch.zeros(1, 2, 3), "bias": torch.zeros(1, 2)}
+    in_columns = [torch.randn(1, n, n).mT.contiguous().mT for n in (4, 2)]
+    assert not any(each.is_contiguous() for each in in_columns)
+    row, column = ({"weight": each} for each in in_columns)
+    q = MatrixNormal(loc, row, column)
+    for store, each in ((q.row, in_columns[0]), (q.column, in_columns[1])):
+        assert store.named()["weight"].is_contiguous()
+        assert torch.equal(store.named()["weight"], each)

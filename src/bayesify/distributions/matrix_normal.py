@@ -78,8 +78,8 @@ class MatrixNormal(WeightDistribution):
         self.layers = _layers(loc, row, column)
         _check_members(loc, row, column, points or {}, buffers or {}, prior_precision or {})
         self.loc = Store(copied(loc), trainable=True)
-        self.row = Store(copied(row), trainable=True)
-        self.column = Store(copied(column), trainable=True)
+        self.row = Store(_in_rows(row), trainable=True)
+        self.column = Store(_in_rows(column), trainable=True)
         self.points = Store(copied(points or {}), trainable=True)
         self.statistics = Store(copied(buffers or {}), trainable=False)
         self.prior_precision = Store(copied(prior_precision or {}), trainable=False)
@@ -173,6 +173,16 @@ class MatrixNormal(WeightDistribution):
 def _of(members: Tensor, index: Tensor) -> Tensor:
     """Row `index` of the members, (n, ...); not copied where there is one member alone."""
     return members.expand(len(index), *members.shape[1:]) if len(members) == 1 else members[index]
+
+
+def _in_rows(factors: Named) -> Named:
+    """A copy in the order that files hold.
+
+    A Cholesky factor comes in columns, and products of one in another order may differ in their
+    last bit, by the machine.
+    """
+    kept = torch.contiguous_format
+    return {name: each.detach().clone(memory_format=kept) for name, each in factors.items()}
 
 
 def _layers(loc: Named, row: Named, column: Named) -> list[Layer]:
