@@ -25,6 +25,7 @@ from bayesify.modes import attention_for_vmap
 from bayesify.numerics.noise import single_or_better
 from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.named import copied, count
+from bayesify.weights.noise_scope import OtherUseError, Scopes
 from bayesify.weights.structured import StructuredWeight
 from bayesify.weights.taped import Tape, TapedWeight
 from bayesify.weights.trace import call_arguments
@@ -192,17 +193,37 @@ def local_outputs(
     n: int = 1,
     *,
     generator: torch.Generator | None = None,
+    scopes: Scopes | None = None,
     readout: Readout = read_tensor,
 ) -> Float[Tensor, "samples batch ..."]:
-    """As `outputs`, but each example may see noise of its own. For training gradients only.
+    """As `outputs`, but examples may see different draws. For training gradients only.
 
-    One after the other: training takes one sample, seldom more.
+    Each example's outputs have the law of a weight sample, jointly. One sample after the other:
+    training takes one, seldom more.
+
+    Args:
+        model: The network, in eval mode: no example may depend on another.
+        q: Distribution over some of its weights.
+        inputs: One batch.
+        n: Samples S.
+        generator: Source of the noise.
+        scopes: What `noise_scopes` found on an example; None for one draw a sample. A pass that
+            uses a weight otherwise than the example's did is made anew with one draw.
+        readout: As of `outputs`.
     """
+
+    def call(allowed: Scopes | None) -> Tensor:
+        weights = q.local_weights(generator=generator, scopes=allowed)
+        return call_at(model, weights, inputs, readout)
+
+    def one() -> Tensor:
+        try:
+            return call(scopes)
+        except OtherUseError:
+            return call(None)
+
     with no_checkpointing(), frozen_layers():
-        results = [
-            call_at(model, q.local_weights(generator=generator), inputs, readout) for _ in range(n)
-        ]
-    return torch.stack(results)
+        return torch.stack([one() for _ in range(n)])
 
 
 def tape(

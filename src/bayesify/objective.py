@@ -19,6 +19,7 @@ from bayesify.forward import local_outputs, outputs, read_tensor
 from bayesify.likelihoods import Likelihood
 from bayesify.priors import Prior
 from bayesify.types import Inputs, Readout
+from bayesify.weights.noise_scope import Scopes
 
 
 class NegativeELBO(NamedTuple):
@@ -47,11 +48,12 @@ def elbo_terms(
     temperature: float = 1.0,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
+    scopes: Scopes | None = None,
     readout: Readout = read_tensor,
 ) -> NegativeELBO:
     """The terms of the negative ELBO on one batch. Arguments as `negative_elbo`."""
     raw = local_outputs(
-        model, q, inputs, num_samples, generator=generator, readout=readout
+        model, q, inputs, num_samples, generator=generator, scopes=scopes, readout=readout
     )  # (S, B, ...)
     nll = -likelihood.log_prob(raw, target).mean()
     kl = kl_divergence(q, prior)
@@ -70,13 +72,14 @@ def negative_elbo(
     temperature: float = 1.0,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
+    scopes: Scopes | None = None,
     readout: Readout = read_tensor,
 ) -> Float[Tensor, ""]:
     """Negative evidence lower bound on one batch, nats per example; differentiable in q.
 
     Args:
         model: The network, in the mode the caller wants (eval, usually).
-        q: The variational posterior. Noise is local where q knows how (lower variance).
+        q: The variational posterior.
         likelihood: What the outputs mean.
         prior: Prior over the weights of q.
         inputs: One batch of inputs.
@@ -85,6 +88,8 @@ def negative_elbo(
         temperature: T, the weight of the KL term.
         num_samples: Monte Carlo samples of the expectation.
         generator: Source of noise.
+        scopes: Which noise may differ between examples or rows, so that gradients vary less: what
+            `noise_scopes(model, inputs, q.names)` finds, once. None for one draw of the weights.
         readout: Turns what the model returns into a tensor.
 
     Example:
@@ -108,6 +113,7 @@ def negative_elbo(
         temperature=temperature,
         num_samples=num_samples,
         generator=generator,
+        scopes=scopes,
         readout=readout,
     ).loss
 

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from bayesify.errors import OptionError
 from bayesify.types import Draw, Named
+from bayesify.weights.noise_scope import Scopes
 
 Q = TypeVar("Q", bound="WeightDistribution")
 
@@ -89,11 +90,18 @@ class WeightDistribution(nn.Module, ABC):
         for start in range(0, n, chunk_size):
             yield self.sample(min(chunk_size, n - start), generator=generator)
 
-    def local_weights(self, *, generator: torch.Generator | None = None) -> Named:
+    def local_weights(
+        self, *, generator: torch.Generator | None = None, scopes: Scopes | None = None
+    ) -> Named:
         """Weights for one training step; noise may differ between the examples of the batch.
 
-        Distributions with a local reparameterisation return structured weights here. Others
-        give one ordinary sample.
+        Each example sees the law of a weight sample. Distributions that know how to draw by row or
+        by example return structured weights here; others give one ordinary sample.
+
+        Args:
+            generator: Source of the noise.
+            scopes: What may share a draw, by name, as `noise_scopes` finds it; None for one draw
+                of every weight, which is right for any forward pass.
         """
         draw = self.sample(1, generator=generator)
         return self.weights(tree_map(lambda each: each[0], draw))

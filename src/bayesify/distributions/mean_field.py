@@ -17,8 +17,9 @@ from bayesify.distributions.located import Located
 from bayesify.errors import OptionError, ShapeError
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.types import Inputs, Named, Where
-from bayesify.weights.gaussian import GaussianWeight
+from bayesify.weights.gaussian import gaussian_weights
 from bayesify.weights.named import weights_of
+from bayesify.weights.noise_scope import Scopes
 from bayesify.weights.select import all_weights, chosen
 from bayesify.weights.store import Store, part
 
@@ -108,13 +109,11 @@ class MeanField(Located):
             for (name, mean), each in zip(loc.items(), eps, strict=True)
         }
 
-    def local_weights(self, *, generator: torch.Generator | None = None) -> Named:
-        """Structured weights that draw their noise per example (local reparameterisation)."""
-        scale = self.scale
-        return {
-            name: GaussianWeight(mean, scale[name], generator)
-            for name, mean in self.loc.named().items()
-        }
+    def local_weights(
+        self, *, generator: torch.Generator | None = None, scopes: Scopes | None = None
+    ) -> Named:
+        """Structured weights that draw their noise by row, by example or once, as `scopes` say."""
+        return gaussian_weights(self.loc.named(), self.scale, generator, scopes)
 
     def scaled(self, factor: float) -> Self:
         """The same means, with every standard deviation multiplied by `factor`.

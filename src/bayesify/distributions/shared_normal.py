@@ -33,7 +33,8 @@ from bayesify.errors import BayesifyError, LoadError, OptionError, ShapeError, U
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.types import Named
 from bayesify.weights.coded import CodedTensor
-from bayesify.weights.gaussian import GaussianWeight
+from bayesify.weights.gaussian import gaussian_weights
+from bayesify.weights.noise_scope import Scopes
 from bayesify.weights.store import decode, encode
 
 SHARED_LAWS = ("shared_loc", "shared")
@@ -189,12 +190,13 @@ class SharedNormal(WeightDistribution):
         """The means."""
         return self._means()
 
-    def local_weights(self, *, generator: torch.Generator | None = None) -> Named:
-        """Structured weights that draw noise per example; one sample where weights share a draw."""
+    def local_weights(
+        self, *, generator: torch.Generator | None = None, scopes: Scopes | None = None
+    ) -> Named:
+        """Structured weights, as of `MeanField`; one sample where weights share a draw."""
         if self.is_shared or self.law == "fixed":
             return super().local_weights(generator=generator)
-        loc, scale = self._means(), self.scale()
-        return {name: GaussianWeight(loc[name], scale[name], generator) for name in loc}
+        return gaussian_weights(self._means(), self.scale(), generator, scopes)
 
     def scale(self) -> Named:
         """Standard deviation of every weight, in the shapes of the weights."""

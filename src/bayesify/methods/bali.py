@@ -51,6 +51,7 @@ from bayesify.posterior import WeightPosterior
 from bayesify.types import Inputs, Named, Where
 from bayesify.weights.linear_maps import LinearMap, roles
 from bayesify.weights.named import copied, weights_of
+from bayesify.weights.noise_scope import NoiseScope, noise_scopes
 from bayesify.weights.select import all_weights
 
 FIRST_COVARIANCE = 0.1
@@ -323,9 +324,11 @@ def _check_likelihood(likelihood: Likelihood) -> None:
 
 
 def _probe(run: LayerwiseRun, inputs: Inputs) -> None:
-    """See on one example how many rows each layer gets, and whose output is the network's."""
+    """See how a pass uses each layer: rows of an example, noise, whether it makes the output."""
+    scopes = noise_scopes(run.model, inputs)
     with evaluating(run.model):
         _, tape = run.look(first_example(inputs))
     for layer in run.layers:
         layer.is_output = tape.is_output(layer.name)
         layer.rows_per_example = layer.features(tape).shape[1]
+        layer.scope = scopes.get(layer.name, NoiseScope.BATCH)

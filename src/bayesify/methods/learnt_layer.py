@@ -13,6 +13,7 @@ from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.numerics.noise import single_or_better
 from bayesify.types import Draw, Named
 from bayesify.weights.linear_maps import LinearMap
+from bayesify.weights.noise_scope import NoiseScope
 from bayesify.weights.regression import RegressionWeight
 from bayesify.weights.taped import Tape
 
@@ -30,6 +31,7 @@ class LearntLayer:
         shape: Of one member's weight.
         regression: What has been learnt; replaced at every step.
         is_output: Whether its output is the network's, so that its noise may be known.
+        scope: Within what its noise is one draw in a forward pass.
         rows_per_example: Rows that one example gives: output positions of a convolution, uses.
     """
 
@@ -38,6 +40,7 @@ class LearntLayer:
     shape: torch.Size
     regression: LayerRegression
     is_output: bool = False
+    scope: NoiseScope = NoiseScope.BATCH
     rows_per_example: float = 1.0
 
     @property
@@ -76,7 +79,7 @@ class LearntLayer:
         return named if self.law.bias is None or bias is None else named | {self.law.bias: bias}
 
     def noisy(self, member: Draw, generator: torch.Generator) -> Named:
-        """What the network is called with for one member: a weight with noise of each row's own."""
+        """What the network is called with for one member: a weight with noise of its law."""
         loc = member["loc"]
         weight = RegressionWeight(  # type: ignore[reportCallIssue]  (of Tensor's own __init__)
             loc[self.name],
@@ -85,6 +88,7 @@ class LearntLayer:
             self.map,
             constant=self._constant,
             generator=generator,
+            scope=self.scope,
         )
         return loc | {self.name: weight}
 

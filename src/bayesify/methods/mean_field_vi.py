@@ -1,7 +1,8 @@
 """Mean-field variational inference: independent Gaussians over chosen weights.
 
-Source: Blundell et al. 2015, arXiv 1505.05424 (eqs. 1-3); gradients by local reparameterisation,
-Kingma, Salimans & Welling 2015, arXiv 1506.02557 (eq. 6).
+Source: Blundell et al. 2015, arXiv 1505.05424 (eqs. 1-3); gradients by local reparameterisation
+(Kingma, Salimans & Welling 2015, arXiv 1506.02557, eq. 6) where a weight meets one row of each
+example, and elsewhere by Flipout (Wen et al. 2018, arXiv 1803.04386): `weights/noise_scope.py`.
 
     q(w) = prod_j N(loc_j, scale_j^2)
     loss = mean_b E_q[-log p(y_b | x_b, w)]  +  T * KL(q || p) / N
@@ -34,6 +35,7 @@ from bayesify.options import ByTask, check_options, option, register
 from bayesify.priors import NormalPrior
 from bayesify.types import Inputs, Named, Where
 from bayesify.weights.named import copied
+from bayesify.weights.noise_scope import noise_scopes
 from bayesify.weights.select import all_weights
 
 
@@ -169,6 +171,7 @@ def elbo_run(
         before_step: Called before each step, while the gradients of the one before are there.
     """
     prior = prior.to(next(problem.model.parameters()).device)
+    scopes = noise_scopes(problem.model, problem.example, q.names)
 
     def terms(inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
         before_step()
@@ -182,6 +185,7 @@ def elbo_run(
             num_data=problem.num_data,
             temperature=temperature,
             generator=problem.generator,
+            scopes=scopes,
             readout=problem.readout,
         )._asdict()
 

@@ -20,6 +20,13 @@ def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return noise(torch.randn, like, generator)
 
 
+def signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """-1 or 1 with equal chances, of the shape, dtype and device of `like`."""
+    device = like.device if generator is None else generator.device
+    drawn = torch.randint(2, like.shape, generator=generator, dtype=like.dtype, device=device)
+    return drawn.mul_(2).sub_(1).to(like.device)
+
+
 def standard_normal_rows(
     n: int, size: int, like: Tensor, generator: torch.Generator | None
 ) -> Tensor:

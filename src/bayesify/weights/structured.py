@@ -33,6 +33,11 @@ class Operation:
     rest: tuple[Any, ...] = ()
     named: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def turned(self) -> bool:
+        """Whether the weight's first axis is that of its inputs, (in, out, *kernel)."""
+        return self.func in TURNED
+
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Apply it."""
         if self.func is torch.addmm:
@@ -46,6 +51,9 @@ ACTING = {
     *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
 }
 """Operations that are linear in the weight, with arguments (input, weight, bias, ...)."""
+
+TURNED = {torch.addmm, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+"""Those of them, and the product with a weight on the right, that read a weight (in, out, ...)."""
 
 METADATA = {
     *(
@@ -92,7 +100,7 @@ class StructuredWeight(Tensor):
             bias, x, weight = args
             if not isinstance(x, StructuredWeight) and bias.ndim == 1:
                 return weight.act(Operation(func), x, bias)
-        if func is F.embedding and _is_table(*args, **kwargs):
+        if func is F.embedding and is_table(*args, **kwargs):
             return _looked_up(*args, **kwargs)
         return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
 
@@ -107,7 +115,7 @@ def _arguments(
     return input, weight, bias, rest, named
 
 
-def _is_table(
+def is_table(
     input: Tensor,
     weight: Tensor,
     padding_idx: int | None = None,
@@ -116,13 +124,14 @@ def _is_table(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> bool:
-    """Whether rows are looked up in a structured weight, and nothing else is asked for."""
-    plain = max_norm is None and not scale_grad_by_freq and not sparse
-    return isinstance(weight, StructuredWeight) and plain
+    """Whether rows are looked up, and nothing else is asked for."""
+    return max_norm is None and not scale_grad_by_freq and not sparse
 
 
 def _looked_up(
-    input: Tensor, weight: StructuredWeight, padding_idx: int | None = None, *_: Any, **__: Any
+    input: Tensor, weight: Tensor, padding_idx: int | None = None, *_: Any, **__: Any
 ) -> Tensor:
+    if not isinstance(weight, StructuredWeight):
+        return F.embedding(_dense(input), weight, padding_idx)
     padding = padding_idx % len(weight) if padding_idx is not None else None
     return weight.look_up(input, padding)
