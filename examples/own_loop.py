@@ -16,9 +16,10 @@ net.requires_grad_(False)
 
 likelihood, prior = bayesify.Categorical(), bayesify.NormalPrior(1.0)
 q = bayesify.MeanField.around(net, where=bayesify.first_layer, scale=0.1)
+scopes = bayesify.noise_scopes(net, x, q.names)  # noise of each example's own, where it may be
 optimiser = torch.optim.Adam(q.parameter_groups(lr=1e-3, scale_lr=3e-2))
 for _ in range(300):
-    loss = bayesify.negative_elbo(net, q, likelihood, prior, x, y, num_data=len(x))
+    loss = bayesify.negative_elbo(net, q, likelihood, prior, x, y, num_data=len(x), scopes=scopes)
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()

@@ -106,6 +106,7 @@ COVERED_ELSEWHERE = {
     "methods.laplace_torch": "methods/test_laplace.py asks it for known curvature",
     "methods.layerwise_options": "options and numbers; methods/test_bali.py sets them",
     "callbacks": "a protocol; test_fitting.py has one that watches",
+    "weights.noise_scope": "conformance/test_joint_law.py",
     "distributions.members": "abstract; conformance/test_distributions.py",
     "distributions.base": "abstract; conformance/test_distributions.py",
 }

@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from bayesify.rescaling import rescaled
     from bayesify.streaming import resume
     from bayesify.version import __version__
+    from bayesify.weights.noise_scope import noise_scopes
     from bayesify.weights.select import all_weights, first_layer, last_layer, matching, matrices
 
 _HOME = {
@@ -164,6 +165,7 @@ _HOME = {
     "kl_divergence": "bayesify.distributions.kl",
     "negative_elbo": "bayesify.objective",
     "elbo_terms": "bayesify.objective",
+    "noise_scopes": "bayesify.weights.noise_scope",
     "member_losses": "bayesify.objective",
     "svgd_": "bayesify.methods.interaction",
     # which weights
