@@ -20,6 +20,9 @@ REFUSAL = (
     "`model.gradient_checkpointing_disable()`."
 )
 
+INSIDE = ("_NoopSaveInputs", "CheckpointFunction")
+"""Names in what torch says when `torch.vmap` meets one of the two kinds."""
+
 REENTRANT = "CheckpointFunctionBackward"
 """The node that `torch.utils.checkpoint(..., use_reentrant=True)` leaves in the graph."""
 
@@ -38,6 +41,11 @@ def no_checkpointing() -> Iterator[None]:
         if REFUSAL not in str(error):
             raise
         raise UnsupportedModelError(REFUSAL) from error
+
+
+def is_checkpointing(error: Exception) -> bool:
+    """Whether it came of checkpointing under `torch.vmap`, which has no rule for it."""
+    return any(name in str(error) for name in INSIDE)
 
 
 def check_graph(result: Tensor) -> None:

@@ -1,23 +1,54 @@
 """Run a model in a mode, or with a seed, without leaving a trace."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import Lock
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bayesify.isolation import lock_of
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside, in the mode it had before outside."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    """Every module in eval mode inside, in the mode it had before outside; for one thread alone."""
+    with lock_of(model):
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+class _PlainAttention:
+    """torch's switches for attention, which are those of the whole process."""
+
+    def __init__(self) -> None:
+        self.guard, self.inside, self.before = Lock(), 0, ExitStack()
+
+    def enter(self) -> None:
+        """Switch at the first of all threads that are inside."""
+        with self.guard:
+            if not self.inside:
+                mha = torch.backends.mha
+                self.before.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+                mha.set_fastpath_enabled(False)
+                self.before.enter_context(sdpa_kernel(SDPBackend.MATH))
+            self.inside += 1
+
+    def leave(self) -> None:
+        """Switch back at the last."""
+        with self.guard:
+            self.inside -= 1
+            if not self.inside:
+                self.before.close()
+
+
+_PLAIN = _PlainAttention()
 
 
 @contextmanager
@@ -27,13 +58,11 @@ def attention_for_vmap() -> Iterator[None]:
     torch's fused inference path for a transformer layer cannot be differentiated under `vmap`,
     and its flash kernel for CPUs falls back to a loop there.
     """
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    _PLAIN.enter()
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        _PLAIN.leave()
 
 
 @contextmanager

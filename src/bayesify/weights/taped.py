@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bayesify.errors import UnsupportedModelError
+from bayesify.isolation import version
 from bayesify.weights.structured import Operation, StructuredWeight
-from bayesify.weights.trace import version
 
 
 @dataclass

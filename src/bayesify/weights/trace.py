@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from bayesify.errors import UnsupportedModelError
+from bayesify.isolation import copied_inputs, isolated, version
 from bayesify.modes import evaluating
 from bayesify.types import Inputs
 
@@ -57,8 +58,9 @@ def trace(model: nn.Module, example: Inputs) -> list[Use]:
 
 def watch(model: nn.Module, example: Inputs, mode: TorchFunctionMode) -> None:
     """A forward pass in eval mode, without gradients, all of whose operations `mode` sees."""
-    with evaluating(model), torch.no_grad(), mode:
-        call(model, example)
+    given = copied_inputs(example)
+    with evaluating(model), isolated(model), torch.no_grad(), mode:
+        call_as_is(model, given)
 
 
 def execution_order(model: nn.Module, example: Inputs | None = None) -> list[str]:
@@ -84,7 +86,13 @@ def execution_order(model: nn.Module, example: Inputs | None = None) -> list[str
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """What the model returns."""
+    """What the model returns, by a call that leaves the inputs and (in eval mode) buffers alone."""
+    with isolated(model):
+        return call_as_is(model, copied_inputs(inputs))
+
+
+def call_as_is(model: nn.Module, inputs: Inputs) -> Any:
+    """What the model returns; it is given these very inputs, and may write into them."""
     args, kwargs = call_arguments(inputs)
     return model(*args, **kwargs)
 
@@ -153,11 +161,6 @@ def _score_bytes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     else:  # (..., heads, T, D)
         scores = query.shape[:-1].numel() * key.shape[-2]
     return scores * query.element_size()
-
-
-def version(tensor: Tensor) -> int:
-    """How often the tensor's memory has been written to."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _names_in_graph(model: nn.Module, nodes: Iterable[fx.Node]) -> Iterator[str]:
