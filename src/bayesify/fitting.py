@@ -24,6 +24,8 @@ from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.modes import seeded
 from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
+from bayesify.soundness import check_sound
+from bayesify.starting import begun, phases_of
 from bayesify.types import Inputs, Readout
 from bayesify.version import __version__
 from bayesify.weights.named import assign_, weights_of
@@ -69,8 +71,12 @@ def fit(
         The posterior, with a `FitRecord` in `.record`.
 
     Raises:
-        BayesifyError: bad data, options or model, before any time is spent on training, or a
-            loss that diverges (`DivergenceError`).
+        BayesifyError: bad data, options or model, before any time is spent on training; a loss
+            that diverges, or a posterior that is not finite or absurdly wide (`DivergenceError`).
+
+    With `pretrain="auto"`, as most methods have it, a network that is trained already is not
+    trained again; how that is told, and where noise starts, is in `bayesify.starting`. What came of
+    it is in `posterior.record.start`, and told to the logger "bayesify".
 
     With a method's `certify_split`, the weights that `model` comes with must not have been trained
     on `data` either: nobody can check that, and certificates would be void.
@@ -83,7 +89,7 @@ def fit(
         >>> len(posterior.record.history)
         2
     """
-    phases = list(_phases(method))
+    phases = phases_of(method)
     options = to_json(method)  # raises when they cannot be recorded
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"model: expected a torch.nn.Module, got {model!r}.")
@@ -105,9 +111,11 @@ def fit(
         early = problem
         if before is not None:
             early = _onto(problem, _problem(before, model, likelihood, readout, batch_size))
+        phases, start = begun(phases, early, kept_apart=before is not None)
         _rehearse(phases, problem, early)
         history: list[dict[str, Any]] = []
-        posterior, price = _train(problem, method, callbacks, history, early=early)
+        posterior, price = _train(problem, phases, callbacks, history, early=early)
+        check_sound(posterior, problem)
     model.eval()
     posterior.record = FitRecord(
         options=options,
@@ -119,6 +127,7 @@ def fit(
         peak_memory_bytes=cost.peak_memory_bytes,
         versions=versions(),
         certifying=certifying.to_json() if certifying else None,
+        start=start.to_json(),
     )
     return posterior
 
@@ -189,18 +198,6 @@ def _held_out(
     return lambda: _batches(passes(), next(model.parameters()).device)
 
 
-def _phases(method: Any) -> Iterator[Method]:
-    """The method, and those that train the network before it."""
-    while method is not None:
-        if isinstance(method, type) or not isinstance(method, Method):
-            raise OptionError(
-                f"method: expected an instance such as bayesify.STF(), got {method!r}; "
-                f"call the class to make one."
-            )
-        yield method
-        method = method.pretrain
-
-
 def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> None:
     """Start all phases on one copy, and predict: what cannot be done says so before training.
 
@@ -249,7 +246,7 @@ def _check_start(method: Method, trained: Posterior) -> None:
 
 def _train(
     problem: Problem,
-    method: Method,
+    phases: Sequence[Method],
     callbacks: Sequence[Callback],
     history: list[dict[str, Any]],
     *,
@@ -257,10 +254,11 @@ def _train(
 ) -> tuple[Posterior, dict[str, Any]]:
     """The posterior, and what an epoch and a step of the method's own cost, by fields of a record.
 
-    Phases before the method's own see the data of `early`.
+    Phases, from last to first; those before the method's own see the data of `early`.
     """
-    if method.pretrain is not None:
-        trained, _ = _train(early, method.pretrain, callbacks, history, early=early)
+    method, *before = phases
+    if before:
+        trained, _ = _train(early, before, callbacks, history, early=early)
         assign_(problem.model, trained.point())
         problem = replace(problem, trained=trained)
     device = next(problem.model.parameters()).device

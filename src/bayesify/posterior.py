@@ -44,6 +44,8 @@ class FitRecord:
         versions: Of bayesify, torch and Python.
         certifying: The examples that network and prior never saw, as `CertifyingPart.to_json`;
             None when nothing was kept from them.
+        start: Whether the network was trained first and why, and which examples the likelihood's
+            noise began at, as `Start.to_json` of `bayesify.starting`; None in older records.
     """
 
     options: dict[str, Any]
@@ -57,6 +59,7 @@ class FitRecord:
     peak_memory_bytes: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     certifying: dict[str, Any] | None = None
+    start: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

@@ -20,6 +20,7 @@ from bayesify.errors import UnsupportedModelError
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesify.methods.base import Method
 from bayesify.options import from_json, to_json
+from bayesify.starting import AUTO, AUTO_METHOD
 from bayesify.weights.named import buffers_of, weights_of
 
 from ..zoo import CLASSES, NETS, Net, row, with_dropout
@@ -55,6 +56,8 @@ def small(method: Method, **changes: Any) -> Any:
         value = getattr(method, field.name)
         if field.name in wanted:
             new[field.name] = wanted[field.name]
+        elif value == AUTO:
+            new[field.name] = small(AUTO_METHOD, **changes)
         elif dataclasses.is_dataclass(value) and isinstance(value, Method):
             new[field.name] = small(value, **changes)
     return replace(method, **new)  # type: ignore[type-var]

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from types import NoneType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -235,5 +235,5 @@ def _text(value: Any) -> str:
 
 def _metavar(hint: Any) -> str:
     names = {int: "N", float: "X", bool: "true|false", str: "TEXT", Where: "WEIGHTS"}
-    names |= {Method: "METHOD", NoneType: "none"}
+    names |= {Method: "METHOD", Literal["auto"]: "auto", NoneType: "none"}
     return "|".join(dict.fromkeys(names.get(each, "VALUES") for each in alternatives(hint)))

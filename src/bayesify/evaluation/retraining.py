@@ -24,6 +24,7 @@ from bayesify.loading import Data, as_loader
 from bayesify.methods.base import Method, Problem, Run
 from bayesify.modes import seeded
 from bayesify.posterior import WeightPosterior
+from bayesify.starting import AUTO, AUTO_METHOD
 from bayesify.types import Inputs, Named, Readout
 from bayesify.weights.named import assign_, buffers_of, weights_of
 
@@ -40,8 +41,14 @@ class InEvalMode:
 
     @property
     def pretrain(self) -> "InEvalMode | None":
-        """That of the method, in eval mode too."""
-        return None if self.method.pretrain is None else InEvalMode(self.method.pretrain)
+        """That of the method, in eval mode too; "auto" trains, since weights begin elsewhere."""
+        first = AUTO_METHOD if self.method.pretrain == AUTO else self.method.pretrain
+        return None if first is None else InEvalMode(first)
+
+    @property
+    def draws_weights(self) -> bool:
+        """Yes: the chosen weights begin at values of the caller's."""
+        return True
 
     def start(self, problem: Problem) -> Run:
         """Begin; only then is the mode the last word."""

@@ -1,5 +1,7 @@
 """Independent yes/no labels."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -57,3 +59,11 @@ class Bernoulli(Likelihood):
                 f"bernoulli likelihood: expected targets 0 or 1, got values from "
                 f"{target.min().item():g} to {target.max().item():g}."
             )
+
+    def against_constant(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Mean NLL per example, nats: the network's, and that of each label's frequency."""
+        on = torch.cat([target for _, target in batches]).float().mean(0)
+        count = sum(len(target) for _, target in batches)
+        own = sum(-self.log_prob(outputs[None], target).sum().item() for outputs, target in batches)
+        entropy = torch.special.entr(on) + torch.special.entr(1 - on)
+        return own / count, entropy.sum().item()

@@ -1,6 +1,7 @@
 """One class out of C."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,6 +81,16 @@ class Categorical(Likelihood):
                 f"labels reach from {low} to {high}, but the model has {classes} outputs, so they "
                 f"must lie in 0..{classes - 1}; relabel the data or widen the last layer."
             )
+
+    def against_constant(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Mean NLL per label, nats: the network's, and the entropy of the labels' frequencies.
+
+        Frequencies are over all examples and positions.
+        """
+        labels = torch.cat([target.flatten().long() for _, target in batches])
+        share = torch.bincount(labels) / len(labels)
+        own = sum(-self.log_prob(outputs[None], target).sum().item() for outputs, target in batches)
+        return own / len(labels), torch.special.entr(share).sum().item()
 
     def options(self) -> dict[str, Any]:
         """The temperature."""

@@ -39,7 +39,7 @@ from bayesify.batches import batch_size, first_example, to_device
 from bayesify.distributions.matrix_normal import Layer, MatrixNormal
 from bayesify.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
-from bayesify.methods.base import Method, Problem
+from bayesify.methods.base import Method, Pretrain, Problem
 from bayesify.methods.layerwise import LayerwiseRun
 from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.learnt_layer import LearntLayer
@@ -81,7 +81,7 @@ class BALI(LayerwiseOptions):
         torch.Size([8, 64, 3])
     """
 
-    pretrain: Method | None = option(
+    pretrain: Pretrain = option(
         None, help="method that trains the network first; none: BALI trains it itself"
     )
     where: Where = option(all_weights, help="which weights are learnt; the others stay")
@@ -132,6 +132,11 @@ class BALI(LayerwiseOptions):
     def from_members(self) -> bool:
         """Whether each posterior begins at a network of its own, of those pretrained."""
         return self.members > 1
+
+    @property
+    def draws_weights(self) -> bool:
+        """Whether some posterior begins at weights that the network does not have."""
+        return self.members > 1 or self.first_weights != "own"
 
     def scales(self, likelihood: Likelihood) -> Scales:
         """The widths of prior, noise and data, where the options leave them to the task."""

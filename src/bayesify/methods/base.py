@@ -8,7 +8,7 @@ nats per example (`bayesify/objective.py`).
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Optional, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -104,12 +104,31 @@ class Method(Protocol):
     """A frozen dataclass of options that can start a run."""
 
     @property
-    def pretrain(self) -> Optional["Method"]:
+    def pretrain(self) -> "Pretrain":
         """The method that trains the network first; None when it starts from what is given."""
         ...
 
     def start(self, problem: Problem) -> Run:
         """Begin."""
+        ...
+
+
+Pretrain = Literal["auto"] | Method | None
+"""What trains the network first: a method, nothing, or "auto": `bayesify.starting` decides."""
+
+PRETRAIN_HELP = (
+    "method that trains the network first; none: it is trained already; auto: map, unless the "
+    "network is far better than a constant prediction"
+)
+
+
+@runtime_checkable
+class TrainsNetwork(Protocol):
+    """A method that trains whatever network it is given, one without any training too."""
+
+    @property
+    def draws_weights(self) -> bool:
+        """Whether it begins at weights drawn anew, not at those that the network has."""
         ...
 
 

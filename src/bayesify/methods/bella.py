@@ -31,9 +31,8 @@ from bayesify.batch_norm import batch_norms, recalibrate_, statistics_of
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.errors import OptionError
 from bayesify.feature_cache import CACHE_LIMIT
-from bayesify.methods.base import GradientRun, Method, Problem
+from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem
 from bayesify.methods.fresh import fresh_weights
-from bayesify.methods.map import MAP
 from bayesify.methods.member_training import INDEPENDENT, Training, train_members
 from bayesify.options import check_options, option, register
 from bayesify.types import Named, Where
@@ -54,14 +53,12 @@ class Bella:
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 3))
         >>> x, y = torch.randn(64, 40), torch.randint(3, (64,))
-        >>> method = Bella(pretrain=MAP(epochs=1), members=4, rank=1, epochs=1)
+        >>> method = Bella(pretrain=bayesify.MAP(epochs=1), members=4, rank=1, epochs=1)
         >>> bayesify.fit(net, (x, y), method).predict(x).logits.shape
         torch.Size([4, 64, 3])
     """
 
-    pretrain: Method | None = option(
-        MAP(), help="method that trains the network first; none: it is trained already"
-    )
+    pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(all_weights, help="which weights the members differ in")
     members: int = option(5, help="how many members", at_least=1)
     rank: int = option(4, help="rank of each member's difference from a matrix", at_least=1)

@@ -46,6 +46,11 @@ class Ensemble:
     def pretrain(self) -> None:
         """It trains the network itself."""
 
+    @property
+    def draws_weights(self) -> bool:
+        """Each member begins at its own."""
+        return True
+
     def start(self, problem: Problem) -> GradientRun:
         """Draw M starts and train them together."""
         q = Particles.of_models(fresh_starts(problem.model, self.members, problem.generator))

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from bayesify.batch_norm import batch_norms
 from bayesify.distributions.particles import Particles
-from bayesify.methods.base import Method, Problem, Run
+from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem, Run
 from bayesify.methods.fresh import fresh_weights
-from bayesify.methods.map import MAP
 from bayesify.methods.member_training import Training, train_members
 from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
@@ -35,14 +34,12 @@ class FineTunedEnsemble:
     Example:
         >>> import bayesify
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
-        >>> method = FineTunedEnsemble(pretrain=MAP(epochs=1), members=3, epochs=1)
+        >>> method = FineTunedEnsemble(pretrain=bayesify.MAP(epochs=1), members=3, epochs=1)
         >>> bayesify.fit(torch.nn.Linear(4, 3), (x, y), method).predict(x).logits.shape
         torch.Size([3, 64, 3])
     """
 
-    pretrain: Method | None = option(
-        MAP(), help="method that trains the network first; none: it is trained already"
-    )
+    pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     members: int = option(5, help="how many networks", at_least=2)
     epochs: int = option(5, help="passes over the data for each", at_least=1)
     lr: float = option(1e-3, help="initial learning rate of Adam, falls along a cosine", above=0)

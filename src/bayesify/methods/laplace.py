@@ -34,9 +34,8 @@ from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.errors import DivergenceError
 from bayesify.linearised import LinearisedPosterior
-from bayesify.methods.base import Method, Problem
+from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.methods.laplace_torch import Curvature
-from bayesify.methods.map import MAP
 from bayesify.modes import evaluating
 from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
@@ -61,15 +60,13 @@ class Laplace:
     Example:
         >>> import torch, bayesify
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
-        >>> method = Laplace(pretrain=MAP(epochs=1), structure="full")
+        >>> method = Laplace(pretrain=bayesify.MAP(epochs=1), structure="full")
         >>> posterior = bayesify.fit(torch.nn.Linear(4, 3), (x, y), method)
         >>> posterior.q.covariance.shape
         torch.Size([15, 15])
     """
 
-    pretrain: Method | None = option(
-        MAP(), help="method that trains the network first; none: it is trained already"
-    )
+    pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(last_layer, help="which weights are random")
     structure: str = option("kron", help="of the curvature", choices=("full", "kron", "diag"))
     prior_precision: float | None = option(

@@ -44,6 +44,11 @@ class MAP:
     def pretrain(self) -> None:
         """It trains the network itself."""
 
+    @property
+    def draws_weights(self) -> bool:
+        """It begins at those that the network has."""
+        return False
+
     def start(self, problem: Problem) -> GradientRun:
         """Train from the weights the model has."""
         model = problem.model.train()

@@ -58,6 +58,11 @@ class SVGD:
     def pretrain(self) -> None:
         """It trains the networks itself."""
 
+    @property
+    def draws_weights(self) -> bool:
+        """Each member begins at its own."""
+        return True
+
     def start(self, problem: Problem) -> GradientRun:
         """Draw M starts and let them move together."""
         q = Particles.of_models(fresh_starts(problem.model, self.members, problem.generator))

@@ -34,8 +34,7 @@ from bayesify.batch_norm import batch_norms, recalibrate_
 from bayesify.distributions.low_rank_normal import LowRankNormal
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
-from bayesify.methods.base import GradientRun, Method, Problem
-from bayesify.methods.map import MAP
+from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem
 from bayesify.numerics.noise import single_or_better
 from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
@@ -60,15 +59,13 @@ class SWAG:
     Example:
         >>> import torch, bayesify
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
-        >>> method = SWAG(pretrain=MAP(epochs=1), epochs=5, rank=4)
+        >>> method = SWAG(pretrain=bayesify.MAP(epochs=1), epochs=5, rank=4)
         >>> posterior = bayesify.fit(torch.nn.Linear(4, 3), (x, y), method)
         >>> posterior.q.rank, posterior.predict(x).logits.shape
         (4, torch.Size([32, 64, 3]))
     """
 
-    pretrain: Method | None = option(
-        MAP(), help="method that trains the network first; none: it is trained already"
-    )
+    pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(all_weights, help="which weights are random, and move")
     epochs: int = option(
         20, help="passes over the data in which iterates are collected", at_least=1
