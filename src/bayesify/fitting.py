@@ -24,7 +24,7 @@ from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.modes import seeded
 from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
-from bayesify.types import Inputs, Readout
+from bayesify.types import Inputs, Named, Readout
 from bayesify.version import __version__
 from bayesify.weights.named import assign_, weights_of
 
@@ -215,7 +215,7 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
         own = problem if phase is phases[0] else early
         if trained is not None:
             _check_start(phase, trained)
-            assign_(model, trained.point())
+            assign_(model, _point(trained))
         rehearsal = replace(
             own,
             model=model,
@@ -247,6 +247,11 @@ def _check_start(method: Method, trained: Posterior) -> None:
         )
 
 
+def _point(trained: Posterior) -> Named:
+    """What the model is given to go on from; a mean where the method begins at several networks."""
+    return trained.q.point() if isinstance(trained, WeightPosterior) else trained.point()
+
+
 def _train(
     problem: Problem,
     method: Method,
@@ -261,7 +266,7 @@ def _train(
     """
     if method.pretrain is not None:
         trained, _ = _train(early, method.pretrain, callbacks, history, early=early)
-        assign_(problem.model, trained.point())
+        assign_(problem.model, _point(trained))
         problem = replace(problem, trained=trained)
     device = next(problem.model.parameters()).device
     run = method.start(problem)
