@@ -26,7 +26,7 @@ from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
 from bayesify.soundness import check_sound
 from bayesify.starting import begun, phases_of
-from bayesify.types import Inputs, Readout
+from bayesify.types import Inputs, Named, Readout
 from bayesify.version import __version__
 from bayesify.weights.named import assign_, weights_of
 
@@ -212,7 +212,7 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
         own = problem if phase is phases[0] else early
         if trained is not None:
             _check_start(phase, trained)
-            assign_(model, trained.point())
+            assign_(model, _point(trained))
         rehearsal = replace(
             own,
             model=model,
@@ -244,6 +244,11 @@ def _check_start(method: Method, trained: Posterior) -> None:
         )
 
 
+def _point(trained: Posterior) -> Named:
+    """What the model is given to go on from; a mean where the method begins at several networks."""
+    return trained.q.point() if isinstance(trained, WeightPosterior) else trained.point()
+
+
 def _train(
     problem: Problem,
     phases: Sequence[Method],
@@ -259,7 +264,7 @@ def _train(
     method, *before = phases
     if before:
         trained, _ = _train(early, before, callbacks, history, early=early)
-        assign_(problem.model, trained.point())
+        assign_(problem.model, _point(trained))
         problem = replace(problem, trained=trained)
     device = next(problem.model.parameters()).device
     run = method.start(problem)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bayesify.batches import tensors_of, to_device
 from bayesify.chunking import Footprint, can_vectorize, default_chunk_size
-from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.base import WeightDistribution, check_one_network
 from bayesify.distributions.members import Members
 from bayesify.errors import OptionError
 from bayesify.forward import outputs, read_tensor
@@ -231,7 +231,12 @@ class WeightPosterior(Posterior):
         return self.q.tally()
 
     def point(self) -> Named:
-        """The mean of q."""
+        """The mean of q.
+
+        Raises:
+            OptionError: it is that of several networks, each trained for itself, and no network.
+        """
+        check_one_network(self.q, f"{type(self).__name__}.point")
         return self.q.point()
 
     @property

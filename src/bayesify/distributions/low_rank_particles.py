@@ -185,7 +185,7 @@ class LowRankParticles(Members):
         return factored | whole | draw_one.get("buffers", {})
 
     def point(self) -> Named:
-        """The mean over members; integer buffers, which only count, are those of the first."""
+        """The mean over members, all around one network; integer buffers are those of the first."""
         up = self.up.named()
         means = {
             name: self.scale * torch.einsum("imr,ird->md", up[name], each) / len(each)
