@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bayesify.cli.fitting import check_out
-from bayesify.cli.saved import open_run
+from bayesify.cli.saved import named_models, open_run, own
 from bayesify.compression import Sizes, compressed
 from bayesify.errors import OptionError
 from bayesify.persistence import disk_bytes, save
@@ -16,6 +16,7 @@ from bayesify.posterior import WeightPosterior
 def compress(
     *,
     run: str,
+    model: str | None,
     out: str | None,
     codes: int,
     outliers: float,
@@ -28,7 +29,7 @@ def compress(
     if folder.resolve() == place:
         raise OptionError(f"--out {out}: that is {run} itself; choose another folder.")
     check_out(folder, overwrite=overwrite)
-    posterior, notes = open_run(run)
+    posterior, notes = open_run(run, named=named_models(model))
     if not isinstance(posterior, WeightPosterior):
         raise OptionError(
             f"{run} holds one network, whose dropout is its noise and takes no room; expected "
@@ -55,5 +56,5 @@ def compress(
     console.print(f"  {counts}: {small.trainable_parameters:,} learnt numbers")
     if small.q is posterior.q:
         console.print(f"  The weights of {run} share Gaussians already: copied as they are.")
-    console.print(f"See what it costs in accuracy: bayesify evaluate {folder}")
+    console.print(f"See what it costs in accuracy: bayesify evaluate {folder}{own(notes.model)}")
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from bayesify import data, models
-from bayesify.cli.saved import Notes
+from bayesify.cli.saved import Notes, own
 from bayesify.cli.settings import assignments
 from bayesify.compare.choices import make
 from bayesify.compare.problems import check_certifiable, usable_device
@@ -107,7 +107,7 @@ def fit(
         console.print(", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
     if judged is not None:
         console.print(f"On the validation part:\n{judged}", markup=False)
-    console.print(f"Saved in {saved}. Next: [bold]bayesify evaluate {saved}[/]")
+    console.print(f"Saved in {saved}. Next: [bold]bayesify evaluate {saved}{own(model)}[/]")
     return 0
 
 
