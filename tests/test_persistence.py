@@ -110,6 +110,30 @@ def test_nothing_but_a_posterior_is_overwritten(posterior, tmp_path):
     save(posterior, tmp_path / "empty", overwrite=True)
 
 
+def test_what_is_not_the_posteriors_stays_where_it_is_overwritten(posterior, saved):
+    (saved / "thesis.txt").write_text("years of work")
+    files = read_manifest(saved)["files"] | {"thesis.txt": {}, "../precious": {}}
+    (saved / "manifest.json").write_text(json.dumps(read_manifest(saved) | {"files": files}))
+    (saved.parent / "precious").write_text("kept")
+    bytes_before = disk_bytes(saved)
+    save(posterior, saved, overwrite=True, base=False)
+    assert (saved / "thesis.txt").read_text() == "years of work"
+    assert (saved.parent / "precious").read_text() == "kept"
+    assert not (saved / "base.safetensors").exists()
+    assert disk_bytes(saved) < bytes_before
+    (saved / "manifest.json").write_text('{"mentions": "a bayesify posterior"}')
+    with pytest.raises(OptionError, match="something else than a posterior"):
+        save(posterior, saved, overwrite=True)
+
+
+def test_a_save_that_was_killed_between_two_renames_is_recovered(posterior, saved):
+    saved.rename(saved.parent / f".{saved.name}.0123abcd.old")
+    assert torch.equal(load(saved, other()).outputs(X), posterior.outputs(X))
+    saved.rename(saved.parent / f".{saved.name}.0123abcd.old")
+    with pytest.raises(OptionError, match="exists already"):
+        save(posterior, saved)
+
+
 @pytest.mark.parametrize("crash", ["first file", "manifest", "rename"])
 @pytest.mark.parametrize("existing", [True, False])
 def test_a_crash_leaves_nothing_half_and_keeps_what_was(
@@ -134,6 +158,7 @@ def test_a_crash_leaves_nothing_half_and_keeps_what_was(
         elif crash == "manifest":
             patch.setattr(Path, "write_text", fail)
         else:
+            patch.setattr("bayesify.replacing._exchanged", lambda one, other: False)
             patch.setattr(Path, "rename", fail_on_arrival)
         with pytest.raises((KeyboardInterrupt, OSError)):
             save(posterior, folder, overwrite=True, notes={"round": 2})

@@ -289,6 +289,21 @@ def test_fit_says_what_came_out_and_what_to_do_next(bayesify_, place, tmp_path):
     assert "nll" in told["validation"]
 
 
+def test_a_posterior_that_is_fitted_again_leaves_other_files_alone(bayesify_, place, tmp_path):
+    run = tmp_path / "a"
+    fit = ("fit", "--method", "map", "--data", place / "blobs.npz", "--epochs", "1", "--out", run)
+    assert bayesify_(*fit)[0] == bayesify_("evaluate", run)[0] == 0
+    (run / "thesis.txt").write_text("years of work")
+    found = (run / "results.jsonl").read_text()
+    _, out, _ = bayesify_(*fit, "--overwrite")
+    assert f"is now in {run / 'results.jsonl.old'}" in out.replace("\n", "")
+    (run / "results.jsonl").write_text("{}\n")
+    bayesify_(*fit, "--overwrite", "--json")
+    assert (run / "results.jsonl.old").read_text() == found  # of an earlier one, kept too
+    assert (run / "results.jsonl.old1").read_text() == "{}\n"
+    assert (run / "thesis.txt").read_text() == "years of work"
+
+
 def test_a_fit_can_take_all_examples_that_are_not_for_testing(bayesify_, refused, place, tmp_path):
     asked = [
         "fit",

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from bayesify.cli.fitting import check_out
 from bayesify.cli.saved import named_models, open_run, own
+from bayesify.compare.results import set_aside
 from bayesify.compression import Sizes, compressed
 from bayesify.errors import OptionError
 from bayesify.persistence import disk_bytes, save
@@ -38,6 +39,7 @@ def compress(
     before = disk_bytes(place)
     small = compressed(posterior, codes=codes, outliers=outliers)
     save(small, folder, overwrite=overwrite, notes=notes.to_json())
+    aside = set_aside(folder)
     sizes = Sizes.of(folder, small)
     tally = small.tally()
     if json:
@@ -45,6 +47,8 @@ def compress(
         print(dumps(found | sizes.to_json() | tally))
         return 0
     console = Console(soft_wrap=True, highlight=False)
+    if aside:
+        console.print(f"What was found about the posterior before is now in {aside}.")
     console.print(f"{folder}: {sizes.saved:,} bytes, everything counted")
     for label, size in (
         (f"{run} as it was", before),
