@@ -204,7 +204,7 @@ def without(manifest: dict, *keys: str) -> dict:
 
 
 DAMAGES = {
-    "version 1": (lambda m: m | {"version": 1}, "has format version 1, this bayesify reads 3"),
+    "version 1": (lambda m: m | {"version": 1}, "has format version 1, this bayesify reads 4"),
     "no version": (lambda m: without(m, "version"), "has format version None"),
     "another format": (lambda m: m | {"format": "onnx"}, "is not the manifest of a bayesify"),
     "a list": (lambda m: [m], "is not the manifest of a bayesify"),
@@ -226,11 +226,12 @@ def test_a_damaged_manifest_is_refused(saved, name):
         load(saved, other())
 
 
-def test_a_folder_of_the_version_before_is_read(saved):
+def test_a_folder_of_a_version_before_is_read(saved):
     file = saved / "manifest.json"
     manifest = without(json.loads(file.read_text()), "posterior") | {"version": 2, "dropout": False}
-    file.write_text(json.dumps(manifest))
-    assert type(load(saved, other())) is WeightPosterior
+    for version in (manifest, json.loads(file.read_text()) | {"version": 3}):
+        file.write_text(json.dumps(version))
+        assert type(load(saved, other())) is WeightPosterior
 
 
 def test_what_is_no_posterior_is_refused(saved, tmp_path):

@@ -34,7 +34,11 @@ from bayesify.types import Named, Readout
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
 
 FORMAT = "bayesify posterior"
-FORMAT_VERSION = 3  # version 2, which is read too, said `dropout` where 3 names the posterior
+FORMAT_VERSION = 4
+READ = (2, 3, FORMAT_VERSION)
+"""Version 2 said `dropout` where 3 names the posterior. The files of 3 are those of 4, but whoever
+wrote them predicted with other weight samples, the same for all seeds; q is what it was."""
+
 MANIFEST = "manifest.json"
 PARTS = ("q", "base", "likelihood", "prior")
 
@@ -181,7 +185,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise LoadError(f"{file} is damaged ({error}); save the posterior again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise LoadError(f"{file} is not the manifest of a {FORMAT}.")
-    if manifest.get("version") not in (2, FORMAT_VERSION):
+    if manifest.get("version") not in READ:
         raise LoadError(
             f"{file} has format version {manifest.get('version')}, this bayesify reads "
             f"{FORMAT_VERSION}; use the bayesify that wrote it ({manifest.get('written_by')})."
