@@ -36,7 +36,7 @@ def test_a_seed_holds_inside_only():
     before = torch.get_rng_state()
     draws = []
     for _ in range(2):
-        with seeded(3, model):
+        with seeded(3, "fit", model):
             draws.append(torch.rand(2))
     assert torch.equal(*draws)
     assert torch.equal(torch.get_rng_state(), before)

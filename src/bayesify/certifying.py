@@ -132,6 +132,7 @@ def count(data: Data) -> int:
 
 
 def _indices(length: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    # by the seed itself: posteriors saved at any time must find their examples again
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
     kept = round(share * length)
     return order[kept:].sort().values, order[:kept].sort().values

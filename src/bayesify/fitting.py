@@ -26,6 +26,7 @@ from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
 from bayesify.soundness import check_sound
 from bayesify.starting import begun, phases_of
+from bayesify.streams import stream
 from bayesify.types import Inputs, Named, Readout
 from bayesify.version import __version__
 from bayesify.weights.named import assign_, weights_of
@@ -99,13 +100,13 @@ def fit(
         likelihood = copying.deepcopy(likelihood)
     model.to(device or next(model.parameters()).device)
     likelihood = resolve(likelihood).to(next(model.parameters()).device)
-    with seeded(seed, model), CostMeter(next(model.parameters()).device) as cost:
+    with seeded(seed, "global", model), CostMeter(next(model.parameters()).device) as cost:
         before, data, certifying = _parts(data, method, seed)
         problem = _problem(data, model, likelihood, readout, batch_size)
         problem = replace(
             problem,
             vectorize=can_vectorize(model) if vectorize is None else vectorize,
-            generator=torch.Generator().manual_seed(seed),
+            generator=stream(seed, "fit"),
             validation=_held_out(validation, model, likelihood, readout, batch_size),
         )
         early = problem
@@ -192,7 +193,7 @@ def _held_out(
     if data is None:
         return None
     loader = as_loader(data, batch_size=batch_size, shuffle=False)
-    with seeded(0, model):  # the training's own random numbers do not depend on it
+    with seeded(0, "check", model):  # the training's own random numbers do not depend on it
         check_held_out(loader, model, likelihood, readout)
     passes = Passes(loader)
     return lambda: _batches(passes(), next(model.parameters()).device)
@@ -218,7 +219,7 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
             model=model,
             likelihood=likelihood,
             inputs=lambda own=own: iter([own.example]),
-            generator=torch.Generator().manual_seed(0),
+            generator=stream(0, "rehearsal"),
             trained=trained,
         )
         trained = phase.start(rehearsal).posterior()

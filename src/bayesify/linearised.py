@@ -85,7 +85,7 @@ class LinearisedPosterior(WeightPosterior):
                 self.q,
                 x,
                 num_samples,
-                generator=generator or torch.Generator().manual_seed(0),
+                generator=generator or self.stream(),
                 chunk_size=chunk_size or self._chunk_size(x, num_samples),
                 vectorize=self.vectorize,
                 readout=self.readout,

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bayesify.isolation import lock_of
+from bayesify.streams import salted
 
 
 @contextmanager
@@ -66,13 +67,13 @@ def attention_for_vmap() -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int, model: nn.Module) -> Iterator[None]:
-    """Torch's global generators start at `seed` inside, and are as they were outside.
+def seeded(seed: int, use: str, model: nn.Module) -> Iterator[None]:
+    """Torch's global generators are a stream of `seed` inside, and as they were outside.
 
     For what draws from them whether one likes it or not: dropout, `reset_parameters`, shuffling.
     """
     devices = {each.device for each in model.parameters() if each.device.type != "cpu"}
     kind = next(iter(devices)).type if devices else "cuda"
     with torch.random.fork_rng(devices=list(devices), device_type=kind):
-        torch.manual_seed(seed)
+        torch.manual_seed(salted(seed, use))
         yield

@@ -21,6 +21,7 @@ from bayesify.likelihoods import Likelihood
 from bayesify.modes import evaluating
 from bayesify.predictive import Predictive
 from bayesify.priors import Prior
+from bayesify.streams import stream
 from bayesify.trunk import Trunk
 from bayesify.types import Inputs, Named, Readout
 from bayesify.weights.named import buffers_of, count, weights_of
@@ -92,9 +93,9 @@ class Posterior(ABC):
             x: A tensor, positional arguments or keyword arguments, with batch axis B.
             num_samples: S. A finite set of members gives all M whatever S is; a rule that needs
                 the samples' variance only (`bayesify.ProbitPosterior`) gives one.
-            generator: Source of the weight samples. None for the posterior's own fixed ones:
-                the same for every call, so that predictions are a function of x and do not
-                depend on how a data set is cut into batches.
+            generator: Source of the weight samples. None for the posterior's own fixed ones,
+                which the seed of its fit decides: the same for every call, so that predictions
+                are a function of x and do not depend on how data are cut into batches.
             chunk_size: Samples run at once; None for as many as the cache or the accelerator
                 takes (`default_chunk_size`). It changes speed and memory, not the result.
         """
@@ -102,6 +103,10 @@ class Posterior(ABC):
     @abstractmethod
     def point(self) -> Named:
         """The single best setting of the weights, for a method that goes on from there."""
+
+    def stream(self) -> torch.Generator:
+        """Where its own weight samples come from, at the start: that of its fit's seed, or of 0."""
+        return stream(self.record.seed if self.record else 0, "predict")
 
     def sampled(self) -> "Posterior":
         """The kind that has one output for each weight sample: itself, for most."""
@@ -219,7 +224,7 @@ class WeightPosterior(Posterior):
                 self.q,
                 x,
                 num_samples,
-                generator=generator or torch.Generator().manual_seed(0),
+                generator=generator or self.stream(),
                 chunk_size=chunk_size,
                 vectorize=self.vectorize,
                 readout=self.readout,

@@ -8,7 +8,6 @@ for every candidate, so that they differ by the factor alone.
 import math
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor
 
 from bayesify.batches import split_batch, to_device
@@ -17,6 +16,7 @@ from bayesify.errors import DivergenceError, UnsupportedModelError
 from bayesify.loading import Data, as_loader
 from bayesify.modes import seeded
 from bayesify.posterior import WeightPosterior
+from bayesify.streams import stream
 from bayesify.types import Inputs
 
 RUNGS = 8
@@ -35,7 +35,7 @@ def rescaled(
     *,
     num_samples: int = 10,
     batch_size: int = 256,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> WeightPosterior:
     """The same posterior with all standard deviations times the best factor on `data`.
 
@@ -48,7 +48,7 @@ def rescaled(
         data: Held-out examples, not those of the fit: a loader, a data set or tensors (x, y).
         num_samples: Weight samples S of each prediction.
         batch_size: Where `data` is no loader.
-        seed: Of the weight samples; 0 are those that predictions take by default.
+        seed: Of other weight samples than the posterior's own, which None stands for.
 
     Raises:
         UnsupportedModelError: the distribution has no `scaled`.
@@ -63,7 +63,7 @@ def rescaled(
         True
     """
     loader = as_loader(data, batch_size=batch_size, shuffle=False)
-    with seeded(seed, posterior.model):  # a loader draws a number for each pass
+    with seeded(0, "check", posterior.model):  # a loader draws a number for each pass
         factor = best_factor(
             posterior,
             lambda: (to_device(split_batch(batch), posterior.device) for batch in loader),
@@ -78,7 +78,7 @@ def best_factor(
     batches: Callable[[], Iterable[tuple[Inputs, Tensor]]],
     *,
     num_samples: int = 10,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> float:
     """What `rescaled` multiplies with, from batches on the posterior's device.
 
@@ -137,14 +137,13 @@ def _nll(
     posterior: WeightPosterior,
     batches: Callable[[], Iterable[tuple[Inputs, Tensor]]],
     num_samples: int,
-    seed: int,
+    seed: int | None,
 ) -> float:
     """Nats per example (and position); infinite where a prediction is no number."""
     total, count = 0.0, 0
     for inputs, target in batches():
-        predictive = posterior.predict(
-            inputs, num_samples=num_samples, generator=torch.Generator().manual_seed(seed)
-        )
+        generator = None if seed is None else stream(seed, "predict")
+        predictive = posterior.predict(inputs, num_samples=num_samples, generator=generator)
         log_prob = predictive.log_prob(target)
         total, count = total - log_prob.double().sum().item(), count + log_prob.numel()
     return total / count if math.isfinite(total) else math.inf

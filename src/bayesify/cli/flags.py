@@ -103,6 +103,16 @@ Weights = Annotated[
         metavar="FILE",
     ),
 ]
+OwnModel = Annotated[
+    str | None,
+    flag(
+        "--model",
+        help="Your function module:function that builds the network, where RUN was fitted with "
+        "one: no folder can name code that runs here, only you.",
+        panel=MODEL,
+        metavar="MODULE:FUNCTION",
+    ),
+]
 BatchSize = Annotated[
     int | None,
     flag("--batch-size", help="Examples per batch in training. [dim]default 64[/]", panel=HOW),
@@ -141,6 +151,15 @@ GradientSamples = Annotated[
         help="Weight samples in each gradient of an attack; with few, robustness is overrated. "
         "[dim]default 20[/]",
         panel=JUDGE,
+    ),
+]
+TransferFrom = Annotated[
+    str | None,
+    flag(
+        "--transfer-from",
+        help="Another saved posterior, such as MAP's, whose adversarial inputs are tried too.",
+        panel=JUDGE,
+        metavar="RUN",
     ),
 ]
 AsJson = Annotated[

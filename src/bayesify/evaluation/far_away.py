@@ -34,6 +34,7 @@ from bayesify.likelihoods import Categorical
 from bayesify.loading import Data, as_loader
 from bayesify.posterior import Posterior, WeightPosterior
 from bayesify.predictive import ClassPredictive
+from bayesify.streams import stream
 from bayesify.types import Draw, Named
 
 FAR = (1e6, 1e9, 1e12)
@@ -344,7 +345,6 @@ def _random_directions(data: Data, count: int, seed: int) -> Tensor:
         raise DataError(
             f"expected finite inputs that are not all zero, got a root mean square norm of {norm}."
         )
-    generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+    normal = torch.randn(count, *shape, generator=stream(seed, "directions"), dtype=torch.float64)
     lengths = normal.flatten(1).norm(dim=1).view(-1, *[1] * len(shape))
     return norm * normal / lengths

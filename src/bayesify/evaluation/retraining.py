@@ -119,7 +119,7 @@ class Retraining:
         self._training = as_loader(data, batch_size=batch_size, shuffle=False)
         checked = self._training, self.model, self._likelihood, readout
         self._judged = self._training
-        with seeded(seed, self.model):
+        with seeded(seed, "retrain", self.model):
             self.example, _ = check_data(*checked)
             if validation is not None:
                 self._judged = as_loader(validation, batch_size=batch_size, shuffle=False)
@@ -163,12 +163,13 @@ class Retraining:
 
     def inputs(self) -> Iterator[Inputs]:
         """Those of all training batches, on the device."""
-        with seeded(self._seed, self.model):
+        with seeded(self._seed, "retrain", self.model):
             for batch in self._training:
                 yield to_device(split_batch(batch), self._device)[0]
 
     def _predict(self, posterior: Predicts) -> Predictions:
-        with seeded(self._seed, self.model):  # a loader that shuffles does so in the same way
+        # a loader that shuffles does so in the same way
+        with seeded(self._seed, "retrain", self.model):
             return collect(posterior, self._judged)
 
     def _check_rest(self, learnt: Named, chosen: Collection[str]) -> None:

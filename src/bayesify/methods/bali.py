@@ -32,7 +32,6 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
-import torch
 from torch import Tensor, nn
 
 from bayesify.batches import batch_size, first_example, to_device
@@ -48,6 +47,7 @@ from bayesify.modes import evaluating
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.options import ByTask, check_options, option, register
 from bayesify.posterior import WeightPosterior
+from bayesify.streams import stream
 from bayesify.types import Inputs, Named, Where
 from bayesify.weights.linear_maps import LinearMap, roles
 from bayesify.weights.named import copied, weights_of
@@ -185,7 +185,7 @@ class BALI(LayerwiseOptions):
             batches=lambda: iter(()),
             readout=posterior.readout,
             vectorize=posterior.vectorize,
-            generator=torch.Generator().manual_seed(record.seed + 1),
+            generator=stream(record.seed, "resume"),
         )
         maps = {each.weight: each for each in roles(model, example).maps}
         damping, loc = self.scales(problem.likelihood).damping, copied(q.loc.named())

@@ -20,7 +20,7 @@ def fresh_starts(model: nn.Module, members: int, generator: torch.Generator) -> 
         UnsupportedModelError: when a module owns weights but has no way to draw them anew.
     """
     starts = [copy.deepcopy(model) for _ in range(members)]
-    with seeded(int(torch.randint(2**62, (), generator=generator)), model):
+    with seeded(int(torch.randint(2**62, (), generator=generator)), "start", model):
         for start in starts:
             for name, module in reversed(list(start.named_modules())):  # a parent's word is last
                 _reset_(name, module)
@@ -37,7 +37,7 @@ def fresh_weights(
     """
     values: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     owners = dict.fromkeys(name.rpartition(".")[0] for name in names)
-    with seeded(int(torch.randint(2**62, (), generator=generator)), model):
+    with seeded(int(torch.randint(2**62, (), generator=generator)), "start", model):
         for _ in range(members):
             for owner in owners:
                 module = copy.deepcopy(model.get_submodule(owner)).requires_grad_(True)

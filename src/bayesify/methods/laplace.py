@@ -41,6 +41,7 @@ from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
 from bayesify.probit import OF_LOGITS, LinearisedProbitPosterior, ProbitPosterior
 from bayesify.rescaling import best_factor
+from bayesify.streams import stream
 from bayesify.types import Inputs, Where
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import chosen, last_layer
@@ -176,7 +177,7 @@ class LaplaceRun:
 
     def _drawn(self, inputs: Inputs) -> Tensor:
         """Targets that the likelihood may hold."""
-        seeded = torch.Generator().manual_seed(0)
+        seeded = stream(0, "targets")
         return self.problem.likelihood.sample(self._outputs(inputs)[None], generator=seeded)[0]
 
     def _is_linear(self, few: Inputs) -> bool:

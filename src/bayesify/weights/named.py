@@ -55,6 +55,18 @@ def count(named: Named) -> int:
     return sum(each.numel() for each in named.values())
 
 
+def dtype_named(name: str) -> torch.dtype:
+    """The type of numbers that a file calls "float32" or the like.
+
+    Raises:
+        ValueError: torch has no such type; nothing else that it holds is looked up.
+    """
+    dtype = vars(torch).get(name)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"expected a type of numbers such as 'float32', got {name!r}")
+    return dtype
+
+
 def raw_bytes(tensor: Tensor) -> bytes:
     """The numbers as they lie in memory, in order; of any type (numpy has no bfloat16)."""
     plain = tensor.detach().cpu().contiguous().flatten()
