@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pytest
 import torch
@@ -46,12 +47,12 @@ def test_a_mapping_with_too_few_targets_is_told():
         check_data(loader, nn.Linear(4, 3), Categorical(), read_tensor)
 
 
-def test_the_model_is_called_once_in_eval_mode_and_left_as_it_was():
+def test_the_model_is_called_twice_in_eval_mode_and_left_as_it_was():
     seen = []
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3))
     model.register_forward_hook(lambda module, *_: seen.append(module.training))
     check(X, Y, model)
-    assert seen == [False]
+    assert seen == [False, False]
     assert model.training
 
 
@@ -67,3 +68,16 @@ def test_held_out_examples_are_checked_too_and_may_be_of_one_class():
         held_out(bad, Y)
     with pytest.raises(DataError, match=r"^validation: labels reach from"):
         held_out(X, Y + 5)
+
+
+class Noisy(nn.Linear):
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x), 0.3, training=True)
+
+
+def test_a_network_that_is_random_in_eval_mode_is_told():
+    with pytest.warns(UserWarning, match="Noisy is random in eval mode: two calls .* not repeat"):
+        check(X, Y, Noisy(4, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(X, Y, nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.BatchNorm1d(8)))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bayesify.checkpointing import REFUSAL, is_checkpointing
+from bayesify.checkpointing import check_error
 from bayesify.errors import UnsupportedModelError
 from bayesify.isolation import Fresh, copied_inputs, isolated
 from bayesify.modes import attention_for_vmap
@@ -78,8 +78,7 @@ def at_once(call: Callable[..., Any], what: str, in_dims: Any = 0) -> Callable[.
             with attention_for_vmap():
                 return torch.vmap(call, in_dims=in_dims, randomness="different")(*args)
         except RuntimeError as error:
-            if is_checkpointing(error):
-                raise UnsupportedModelError(REFUSAL) from error
+            check_error(error)
             if "vmap" not in str(error) and "batching rule" not in str(error).lower():
                 raise
             raise UnsupportedModelError(

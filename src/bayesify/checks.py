@@ -1,5 +1,6 @@
 """The check of every example before any time is spent on training."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from bayesify.batches import batch_size, split_batch, tensors_of, to_device
 from bayesify.errors import BayesifyError, DataError, ShapeError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
 from bayesify.modes import evaluating
+from bayesify.trunk import TOLERANCE, close
 from bayesify.types import Inputs, Readout
 from bayesify.weights.trace import call
 
@@ -26,6 +28,8 @@ def check_data(
         DataError: NaN or inf, no batch at all, labels out of range, all targets equal.
         ShapeError: targets that do not fit the model's output.
         UnsupportedModelError: the model cannot be called with the inputs.
+
+    Warns when two calls in eval mode on the first batch differ: predictions would not repeat.
     """
     example, batches, seen = _pass(loader, model, likelihood, readout)
     if len(seen) == 1:
@@ -65,6 +69,7 @@ def _pass(
         if first is None:
             first = to_device(inputs, device)
             output = _try(model, first, readout)
+            _warn_if_random(model, first, readout, output)
         likelihood.check(output[:1].expand(len(target), *output.shape[1:]), target)
         seen |= {target.min().item(), target.max().item()}
         batches += 1
@@ -97,6 +102,20 @@ def _check_finite(inputs: Inputs, target: Tensor, where: str) -> None:
                 f"{where}: {bad} of {tensor.numel()} numbers in the {what} are NaN or "
                 f"infinite; expected finite numbers. Drop or impute these examples."
             )
+
+
+def _warn_if_random(model: nn.Module, inputs: Inputs, readout: Readout, first: Tensor) -> None:
+    with evaluating(model), torch.no_grad():
+        again = readout(call(model, inputs))
+    if not close(first, again, TOLERANCE):
+        warnings.warn(
+            f"{type(model).__name__} is random in eval mode: two calls on the first batch differ "
+            f"by up to {float((first - again).abs().max()):.3g}. So predictions of its posterior "
+            f"will not repeat, and will depend on how inputs are cut into batches. For samples by "
+            f"dropout use nn.Dropout layers and bayesify.MCDropout, whose masks are fixed; switch "
+            f"other noise off in eval mode (`training=self.training`).",
+            stacklevel=2,
+        )
 
 
 def _try(model: nn.Module, inputs: Inputs, readout: Readout) -> Tensor:

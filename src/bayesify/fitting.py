@@ -4,6 +4,7 @@ import copy as copying
 import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from bayesify.chunking import can_vectorize
 from bayesify.cost import CostMeter, FlopCounter
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
+from bayesify.isolation import lock_of
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.loading import Data, Passes, as_loader, is_augmented
 from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
@@ -95,12 +97,15 @@ def fit(
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"model: expected a torch.nn.Module, got {model!r}.")
     weights_of(model)  # raises when there are none
-    if copy:
-        model = copying.deepcopy(model)
-        likelihood = copying.deepcopy(likelihood)
-    model.to(device or next(model.parameters()).device)
-    likelihood = resolve(likelihood).to(next(model.parameters()).device)
-    with seeded(seed, "global", model), CostMeter(next(model.parameters()).device) as cost:
+    place = torch.device(device or next(model.parameters()).device)
+    with CostMeter(place) as cost, ExitStack() as inside:
+        if copy:
+            with lock_of(model):
+                model = copying.deepcopy(model)
+            likelihood = copying.deepcopy(likelihood)
+        model.to(place)
+        likelihood = resolve(likelihood).to(place)
+        inside.enter_context(seeded(seed, "global", model))
         before, data, certifying = _parts(data, method, seed)
         problem = _problem(data, model, likelihood, readout, batch_size)
         problem = replace(

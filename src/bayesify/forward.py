@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bayesify.batches import batch_size, is_batched, rows
 from bayesify.calling import at_once, call_at, read_tensor
-from bayesify.checkpointing import check_graph, no_checkpointing
+from bayesify.checkpointing import check_error, check_graph, no_checkpointing
 from bayesify.distributions.base import WeightDistribution
 from bayesify.errors import UnsupportedModelError
 from bayesify.frozen import frozen_layers
@@ -160,7 +160,10 @@ def linearised_outputs(
         with no_checkpointing(), attention_for_vmap():
             draws = q.draws(n, max(size, DRAWN_AT_ONCE), generator=generator)
             return _over_draws(call, draws, size)
-    except NotImplementedError as error:
+    except RuntimeError as error:
+        check_error(error)
+        if not isinstance(error, NotImplementedError):
+            raise
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be linearised: {str(error).splitlines()[0]} Sample its "
             f"weights (a WeightPosterior; predictive='sampled'), or vary later layers' alone."

@@ -17,6 +17,7 @@ from bayesify.distributions.base import WeightDistribution, check_one_network
 from bayesify.distributions.members import Members
 from bayesify.errors import OptionError
 from bayesify.forward import outputs, read_tensor
+from bayesify.isolation import lock_of
 from bayesify.likelihoods import Likelihood
 from bayesify.modes import evaluating
 from bayesify.predictive import Predictive
@@ -41,7 +42,7 @@ class FitRecord:
         seconds_per_step: Of a step in them.
         flops_per_step: Floating-point operations of the first of these steps, by torch's counter
             (products of matrices, convolutions and attention, two for each multiply-add).
-        peak_memory_bytes: See `CostMeter`.
+        peak_memory_bytes: See `CostMeter`; the fit's own copy of the network counts.
         versions: Of bayesify, torch and Python.
         certifying: The examples that network and prior never saw, as `CertifyingPart.to_json`;
             None when nothing was kept from them.
@@ -299,7 +300,8 @@ class WeightPosterior(Posterior):
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeightPosterior":
         again = copy.copy(self)
         memo[id(self)] = again
-        vars(again).update(copy.deepcopy(vars(self), memo))
+        with lock_of(self.model):
+            vars(again).update(copy.deepcopy(vars(self), memo))
         again.q.attach_(weights_of(again.model))  # the copy's own network, held once
         return again
 
