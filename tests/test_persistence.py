@@ -234,6 +234,13 @@ def test_a_folder_of_a_version_before_is_read(saved):
         assert type(load(saved, other())) is WeightPosterior
 
 
+def test_a_record_of_before_fits_said_how_they_start_is_read(saved):
+    file = saved / "manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(manifest | {"record": without(manifest["record"], "start")}))
+    assert load(saved, other()).record.start is None
+
+
 def test_what_is_no_posterior_is_refused(saved, tmp_path):
     with pytest.raises(LoadError, match="holds no posterior"):
         load(tmp_path / "nowhere", other())

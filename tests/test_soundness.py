@@ -55,7 +55,7 @@ def test_a_posterior_that_says_nothing_about_its_own_training_data_is_an_error(u
 def test_logits_are_in_nats_and_need_no_unit():
     data = X, (Y[:, 0] > 0).long()
     fit(nn.Linear(4, 2), data, Given(100.0))
-    with pytest.raises(DivergenceError, match=r"logits vary by .* nats"):
+    with pytest.raises(DivergenceError, match=r"its logits vary by .* nats"):
         fit(nn.Linear(4, 2), data, Given(1e4))
 
 

@@ -48,13 +48,14 @@ def check_sound(posterior: Posterior, problem: Problem) -> None:
         spread, unit = outputs.float().std(0, correction=0), 1.0
     typical = spread.median().item()
     if unit and typical > ABSURD * unit:
-        raise DivergenceError(
-            f"the posterior is absurdly wide: on inputs that it was trained on it predicts with a "
-            f"standard deviation of {typical:.3g} (the median of {spread.numel()}), where the "
-            f"largest target is {unit:.3g}. {ADVICE}"
+        how = (
+            f"it predicts with a standard deviation of {typical:.3g} (a median), where the largest "
+            f"target is {unit:.3g}"
             if "variance" in predicted
-            else f"the posterior is absurdly wide: on inputs that it was trained on, logits vary "
-            f"by {typical:.3g} nats over its samples. {ADVICE}"
+            else f"its logits vary by {typical:.3g} nats from sample to sample (a median)"
+        )
+        raise DivergenceError(
+            f"the posterior is absurdly wide: on inputs that it was trained on {how}. {ADVICE}"
         )
 
 

@@ -99,13 +99,16 @@ def fit(
         judged = evaluate(posterior, splits.validation, target_scale=splits.target_scale)
     saved = save(posterior, out, overwrite=overwrite, notes=notes.to_json())
     aside = set_aside(saved)
-    seconds = posterior.record.seconds if posterior.record else None
+    record = posterior.record
+    seconds, start = (record.seconds, record.start) if record else (None, None)
     if json:
         metrics = None if judged is None else judged.to_json()["metrics"]
-        print(dumps({**config, "seconds": seconds, "validation": metrics}))
+        print(dumps({**config, "seconds": seconds, "start": start, "validation": metrics}))
         return 0
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"Fitted {method} to {source} in {seconds:.1f} s.")
+    if start and start["said"]:
+        console.print(start["said"], markup=False)
     if counts := posterior.tally():
         console.print(", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
     if judged is not None:
