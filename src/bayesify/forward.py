@@ -24,6 +24,7 @@ from bayesify.frozen import frozen_layers
 from bayesify.modes import attention_for_vmap
 from bayesify.numerics.noise import single_or_better
 from bayesify.types import Draw, Inputs, Named, Readout
+from bayesify.weights.held_rows import with_held_rows
 from bayesify.weights.named import copied, count
 from bayesify.weights.structured import StructuredWeight
 from bayesify.weights.taped import Tape, TapedWeight
@@ -194,10 +195,7 @@ def local_outputs(
     generator: torch.Generator | None = None,
     readout: Readout = read_tensor,
 ) -> Float[Tensor, "samples batch ..."]:
-    """As `outputs`, but each example may see noise of its own. For training gradients only.
-
-    One after the other: training takes one sample, seldom more.
-    """
+    """As `outputs`, one by one, but each example may see noise of its own. For training alone."""
     with no_checkpointing(), frozen_layers():
         results = [
             call_at(model, q.local_weights(generator=generator), inputs, readout) for _ in range(n)
@@ -311,9 +309,9 @@ def squared_gradients(
 
 
 def call_at(model: nn.Module, weights: Named, inputs: Inputs, readout: Readout) -> Tensor:
-    """What the network returns under given weights."""
-    args, kwargs = call_arguments(inputs)
-    return readout(functional_call(model, weights, args, kwargs))
+    """What the network returns under given weights, but for rows of tables that torch holds."""
+    call = call_arguments(inputs)
+    return readout(functional_call(model, with_held_rows(model, weights), *call))
 
 
 def _parts(draw: Draw, size: int) -> Iterator[Draw]:

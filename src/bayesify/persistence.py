@@ -1,12 +1,12 @@
 """Save a posterior to a folder, load it back: safetensors and a manifest, no pickle.
 
+A folder appears under its final name only when it is complete.
+
     manifest.json            format, classes, options, shapes, checksums
     q.safetensors            the weight distribution, as its `stored()` gives it
     base.safetensors         the weights and buffers that it leaves alone (unless base=False)
     likelihood.safetensors   the likelihood's own parameters, if any
     prior.safetensors        the prior's means, where a certificate needs them
-
-A folder appears under its final name only when it is complete.
 """
 
 import copy
@@ -34,6 +34,7 @@ from bayesify.posterior import FitRecord, Posterior, WeightPosterior
 from bayesify.priors import NormalPrior
 from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
 from bayesify.types import Named, Readout
+from bayesify.weights.held_rows import clear_held_rows_
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
 
 FORMAT = "bayesify posterior"
@@ -41,9 +42,10 @@ FORMAT_VERSION = 3  # version 2, which is read too, said `dropout` where 3 names
 MANIFEST = "manifest.json"
 PARTS = ("q", "base", "likelihood", "prior")
 
-_PLAIN = (WeightPosterior, LinearisedPosterior, ProbitPosterior, LinearisedProbitPosterior)
 KINDS: dict[type, tuple[Callable[[Any], WeightPosterior], Callable[[WeightPosterior], Any]]] = {
-    **{kind: (lambda each: each, kind.around) for kind in _PLAIN},
+    kind: (lambda each: each, kind.around)
+    for kind in (WeightPosterior, LinearisedPosterior, ProbitPosterior, LinearisedProbitPosterior)
+} | {
     DropoutPosterior: (DropoutPosterior.without_dropout, DropoutPosterior.around),
 }
 """What can be saved: how it becomes a plain distribution over weights, and again what it was."""
@@ -80,8 +82,7 @@ def save(
             f"{type(posterior).__name__} cannot be saved; expected one of {known}."
         )
     alone = KINDS[type(posterior)][0](posterior)
-    path = Path(path)
-    check_free(path, overwrite, "a posterior", _is_posterior)
+    check_free(path := Path(path), overwrite, "a posterior", _is_posterior)
     along = alone.base() if base else {}
     description = _manifest(alone, notes or {}, elsewhere=set(along))
     parts = {
@@ -156,6 +157,7 @@ def _rebuilt(
     )
     if prior := manifest.get("prior"):
         posterior.prior = NormalPrior(prior["scale"], loc=parts["prior"]).to(device)
+    clear_held_rows_(model, set(posterior.q.names) - set(posterior.q.perturbed))
     assign_(model, parts["base"])
     if digest(posterior.base()) != manifest["base_sha256"]:
         raise LoadError(
@@ -203,8 +205,7 @@ def check_free(path: Path, overwrite: bool, what: str, is_ours: Callable[[Path],
         return
     if not overwrite:
         raise OptionError(f"{path} exists already; choose another name or pass overwrite=True.")
-    is_empty = path.is_dir() and not any(path.iterdir())
-    if not is_empty and not is_ours(path):
+    if not (path.is_dir() and not any(path.iterdir())) and not is_ours(path):
         raise OptionError(
             f"{path} holds something else than {what}, which overwrite=True would delete; choose "
             f"another name."

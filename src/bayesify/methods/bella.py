@@ -35,6 +35,7 @@ from bayesify.methods.base import GradientRun, Method, Problem
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.map import MAP
 from bayesify.methods.member_training import INDEPENDENT, Training, train_members
+from bayesify.modes import held_modes
 from bayesify.options import check_options, option, register
 from bayesify.types import Named, Where
 from bayesify.weights.named import weights_of
@@ -163,6 +164,7 @@ class Bella:
         heads = [] if self.heads is None else self.heads(problem.model, problem.example)
         names = heads if self.fresh_heads else []
         drawn = fresh_weights(problem.model, names, self.members, problem.generator)
+        held = held_modes(problem.model)
         model = problem.model.eval().requires_grad_(False)
         if self.recalibrate:
             recalibrate_(model, problem.inputs())
@@ -183,7 +185,7 @@ class Bella:
         _put_heads_(q, drawn, weights_of(model))
         if self.batch_norm == "moving":
             for norm in batch_norms(model).values():
-                norm.train()
+                norm.train(norm not in held)
         return train_members(
             problem,
             q,

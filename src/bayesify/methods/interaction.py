@@ -73,10 +73,15 @@ def clip_members_(parameters: Iterable[Tensor], limit: float) -> None:
     gradients = [each.grad for each in parameters if each.grad is not None]
     if not gradients:
         return
-    squares = torch.stack([each.flatten(1).float().square().sum(1) for each in gradients]).sum(0)
+    squares = torch.stack([_rows(each).float().square().sum(1) for each in gradients]).sum(0)
     shrink = (limit / squares.sqrt().clamp_min(1e-30)).clamp_max(1.0)  # (M,)
     for each in gradients:
         each.mul_(shrink.to(each.dtype).view(-1, *[1] * (each.ndim - 1)))
+
+
+def _rows(each: Tensor) -> Tensor:
+    """(M, coordinates), also of a weight that is a single number, (M,)."""
+    return each.reshape(len(each), -1)
 
 
 def _gradient(parameter: Tensor) -> Tensor:
