@@ -48,7 +48,7 @@ METHODS = [
     Ensemble(members=2, epochs=1),
     STF(pretrain=None, epochs=1),
     DiagonalLaplace(pretrain=None, factor=1.0),
-    Laplace(pretrain=None, where=matching("*"), structure="diagonal"),
+    Laplace(pretrain=None, where=matching("table.*"), structure="full"),
     MeanFieldVI(pretrain=None, epochs=1),
     WeightSharing(pretrain=None, codes=8),
     SWAG(pretrain=None, burn_in=1, epochs=3, lr=0.1),

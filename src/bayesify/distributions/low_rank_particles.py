@@ -207,8 +207,8 @@ class LowRankParticles(Members):
         """What members are compared in, by a kernel.
 
         Args:
-            space: "product", the differences themselves, which does not see that other factors
-                give the same product; or "factor", the factors.
+            space: "product", the factors and the differences that they make; or "factor", the
+                factors alone.
         """
         if space not in ("product", "factor"):
             raise OptionError(f"kernel={space!r}: expected 'product' or 'factor'.")
