@@ -1,12 +1,10 @@
-"""Save a posterior to a folder, load it back: safetensors and a manifest, no pickle.
+"""Save a posterior to a folder that appears when it is complete, load it back; no pickle.
 
-A folder appears under its final name only when it is complete.
-
-    manifest.json            format, classes, options, shapes, checksums
-    q.safetensors            the weight distribution, as its `stored()` gives it
-    base.safetensors         the weights and buffers that it leaves alone (unless base=False)
-    likelihood.safetensors   the likelihood's own parameters, if any
-    prior.safetensors        the prior's means, where a certificate needs them
+manifest.json            format, classes, options, shapes, checksums
+q.safetensors            the weight distribution, as its `stored()` gives it
+base.safetensors         the weights and buffers that it leaves alone (unless base=False)
+likelihood.safetensors   the likelihood's own parameters, if any
+prior.safetensors        the prior's means, where a certificate needs them
 """
 
 import copy

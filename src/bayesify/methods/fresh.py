@@ -94,7 +94,9 @@ def _draw_(model: nn.Module) -> None:
             for name, module in modules.items()
             if name not in reset and not _is_frozen(module)
             for own, each in module.named_parameters(name, recurse=False)
-            if own in before and before[own] == _stamp(each)
+            if own in before
+            and before[own] == _stamp(each)
+            and not (each.numel() == 1 and _innermost(name, rules))  # a constant, to the rule
         ]
 
     for name in left():

@@ -5,9 +5,10 @@ scale, gradients g_j are of the loss per example, -(1/N) log p(w_j | D), so
 
     g_i  <-  1/M sum_j [ k(w_j, w_i) g_j  -  (T / N) grad_{w_j} k(w_j, w_i) ]
 
-T = 1 targets the posterior of what is learnt, for low-rank members that of their factors. Since the repulsion is divided by N it is tiny on data of real size; a
-loss that is a mean with an undivided repulsion, as often seen, means T = N. All members must have
-seen the same batch, since the kernel mixes their gradients.
+T = 1 targets the posterior of what is learnt, for low-rank members that of their factors. Since the
+repulsion is divided by N it is tiny on data of real size; a loss that is a mean with an undivided
+repulsion, as often seen, means T = N. All members must have seen the same batch, since the kernel
+mixes their gradients.
 """
 
 from collections.abc import Iterable
