@@ -17,8 +17,9 @@ entry of the factors, from which that of the products follows (far from Gaussian
 times the likelihood of W_m. It is the posterior that SVGD with T = 1 has as its limit for many
 members and whole batches, with the kernels "product" and "factor". With "function" there is no such
 claim. Independent members learn from batches of their own, without which they hardly differ; SVGD
-mixes gradients, and needs the same batch for all. Deviations from the published code: it copies the network for each particle,
-averages logits, skips the interaction at 19 steps of 20, and subtracts a scalar as repulsion.
+mixes gradients, and needs the same batch for all. Deviations from the published code: it copies the
+network for each particle, averages logits, skips the interaction at 19 steps of 20, and subtracts a
+scalar as repulsion.
 Cost: per member r (m + d) numbers for a matrix (m, d), and the memory of their optimiser's state;
 the forward pass of every member is as long as that of the network, except for what comes before the
 first matrix that differs: where members see the same batches (in predictions, and in training if
