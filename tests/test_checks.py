@@ -20,9 +20,10 @@ def check(x, y, model=None):
     return check_data(loader, model or nn.Linear(4, 3), Categorical(), read_tensor)
 
 
-def test_good_data_give_the_first_inputs_and_the_number_of_batches():
-    inputs, batches = check(X, Y)
+def test_good_data_give_the_first_batch_and_the_number_of_batches():
+    inputs, target, batches = check(X, Y)
     assert torch.equal(inputs, X[:8])
+    assert torch.equal(target, Y[:8])
     assert batches == 3
 
 

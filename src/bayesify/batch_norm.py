@@ -4,7 +4,7 @@ They belong to the pipeline that the network was trained with, augmentation incl
 inputs that are prepared in another way they cost accuracy (docs/gotchas.md).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -36,15 +36,19 @@ def statistics_of(model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def averaging(model: nn.Module) -> Iterator[None]:
+def averaging(model: nn.Module, norms: Mapping[str, _BatchNorm] | None = None) -> Iterator[None]:
     """Inside, every forward pass adds its batch to a plain average over batches.
 
     The rest of the network is in eval mode. Start from statistics that are reset.
 
+    Args:
+        model: The network.
+        norms: Those of its batch norms that do; None for all.
+
     Raises:
         UnsupportedModelError: when there is no batch norm.
     """
-    norms = batch_norms(model)
+    norms = batch_norms(model) if norms is None else norms
     if not norms:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no batch norm with statistics, so there is nothing to "
@@ -64,15 +68,19 @@ def averaging(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def recalibrate_(model: nn.Module, batches: Iterable[Inputs]) -> None:
+def recalibrate_(
+    model: nn.Module, batches: Iterable[Inputs], norms: Mapping[str, _BatchNorm] | None = None
+) -> None:
     """Estimate the statistics of batch norm anew, in place, as averages over `batches`.
 
     Args:
         model: The network, in any mode, which it keeps.
         batches: Inputs, prepared (augmented, normalised) as in the network's own training.
+        norms: The batch norms that are estimated; None for all.
     """
-    with averaging(model):
-        for norm in batch_norms(model).values():
+    norms = batch_norms(model) if norms is None else norms
+    with averaging(model, norms):
+        for norm in norms.values():
             norm.reset_running_stats()
         for inputs in batches:
             call(model, inputs)

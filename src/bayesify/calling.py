@@ -18,6 +18,7 @@ from bayesify.errors import UnsupportedModelError
 from bayesify.isolation import Fresh, copied_inputs, isolated
 from bayesify.modes import attention_for_vmap
 from bayesify.types import Inputs, Named, Readout
+from bayesify.weights.held_rows import with_held_rows
 from bayesify.weights.trace import call_arguments
 
 
@@ -46,7 +47,7 @@ def call_at(
     *,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
-    """What the network returns under given weights.
+    """What the network returns under given weights, but for rows of tables that torch holds.
 
     Args:
         model: The network, in the mode that the caller wants.
@@ -57,7 +58,7 @@ def call_at(
     """
     given = inputs() if isinstance(inputs, Fresh) else copied_inputs(inputs)
     args, kwargs = call_arguments(given)
-    with isolated(model, weights) as named, within():
+    with isolated(model, with_held_rows(model, weights)) as named, within():
         return readout(functional_call(model, named, args, kwargs))
 
 

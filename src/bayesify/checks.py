@@ -18,11 +18,11 @@ from bayesify.weights.trace import call
 
 def check_data(
     loader: DataLoader[Any], model: nn.Module, likelihood: Likelihood, readout: Readout
-) -> tuple[Inputs, int]:
+) -> tuple[Inputs, Tensor, int]:
     """One pass over all data before any time is spent on training.
 
     Returns:
-        The inputs of the first batch, and the number of batches.
+        The inputs and the targets of the first batch, and the number of batches.
 
     Raises:
         DataError: NaN or inf, no batch at all, labels out of range, all targets equal.
@@ -31,13 +31,13 @@ def check_data(
 
     Warns when two calls in eval mode on the first batch differ: predictions would not repeat.
     """
-    example, batches, seen = _pass(loader, model, likelihood, readout)
+    example, target, batches, seen = _pass(loader, model, likelihood, readout)
     if len(seen) == 1:
         raise DataError(
             f"all targets equal {seen.pop():g}: there is nothing to learn; expected at least two "
             f"classes (or values). Is the data sorted and cut?"
         )
-    return example, batches
+    return example, target, batches
 
 
 def check_held_out(
@@ -56,18 +56,18 @@ def check_held_out(
 
 def _pass(
     loader: DataLoader[Any], model: nn.Module, likelihood: Likelihood, readout: Readout
-) -> tuple[Inputs, int, set[float]]:
-    """First inputs, number of batches, and extreme targets of every batch."""
+) -> tuple[Inputs, Tensor, int, set[float]]:
+    """First inputs and targets, number of batches, and extreme targets of every batch."""
     device = next(model.parameters()).device
     first: Inputs | None = None
-    output = torch.empty(0)
+    output = first_target = torch.empty(0)
     seen: set[float] = set()  # the smallest and largest target suffice to tell "all equal"
     batches = 0
     for number, batch in enumerate(loader):
         inputs, target = split_batch(batch)
         check_batch(inputs, target, f"batch {number}")
         if first is None:
-            first = to_device(inputs, device)
+            first, first_target = to_device((inputs, target), device)
             output = _try(model, first, readout)
             _warn_if_random(model, first, readout, output)
         likelihood.check(output[:1].expand(len(target), *output.shape[1:]), target)
@@ -75,7 +75,7 @@ def _pass(
         batches += 1
     if first is None:
         raise DataError("the loader gave no batch; expected at least one.")
-    return first, batches, seen
+    return first, first_target, batches, seen
 
 
 def check_batch(inputs: Inputs, target: Tensor, where: str) -> None:

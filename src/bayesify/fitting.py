@@ -3,6 +3,7 @@
 import copy as copying
 import math
 import platform
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -169,13 +170,14 @@ def _problem(
     """The data, checked; `fit` fills in the rest."""
     loader = as_loader(data, batch_size=batch_size, shuffle=True)
     passes = Passes(loader)
-    example, steps = check_data(loader, model, likelihood, readout)
+    example, target, steps = check_data(loader, model, likelihood, readout)
     return Problem(
         model=model,
         likelihood=likelihood,
         num_data=len(loader.dataset),  # type: ignore[arg-type]
         steps_per_epoch=steps,
         example=example,
+        example_target=target,
         inputs=lambda: (x for x, _ in _batches(passes(), next(model.parameters()).device)),
         batches=lambda: _batches(passes(), next(model.parameters()).device),
         readout=readout,
@@ -188,6 +190,7 @@ def _problem(
 def _onto(problem: Problem, other: Problem) -> Problem:
     """The data of `other`, all else of `problem`."""
     of_data = ("num_data", "steps_per_epoch", "example", "inputs", "batches", "augmented")
+    of_data += ("example_target",)
     return replace(problem, **{name: getattr(other, name) for name in of_data})
 
 
@@ -205,7 +208,7 @@ def _held_out(
 
 
 def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> None:
-    """Start all phases on one copy, and predict: what cannot be done says so before training.
+    """All phases take a step on one copy, and predict: what cannot be done says so at once.
 
     Args:
         phases: The method, and those before it, from last to first.
@@ -224,10 +227,14 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
             model=model,
             likelihood=likelihood,
             inputs=lambda own=own: iter([own.example]),
+            batches=lambda own=own: iter([(own.example, own.example_target)]),
             generator=stream(0, "rehearsal"),
             trained=trained,
         )
-        trained = phase.start(rehearsal).posterior()
+        run = phase.start(rehearsal)
+        with seeded(0, "rehearsal", model), warnings.catch_warnings(action="ignore"):  # of one batch
+            run.step(own.example, own.example_target)
+        trained = run.posterior()
         with torch.no_grad():
             trained.outputs(first_example(own.example), num_samples=2)
 

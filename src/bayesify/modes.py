@@ -7,6 +7,7 @@ from threading import Lock
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bayesify.isolation import lock_of
 from bayesify.streams import salted
@@ -50,6 +51,39 @@ class _PlainAttention:
 
 
 _PLAIN = _PlainAttention()
+
+
+def train_(model: nn.Module) -> nn.Module:
+    """Put the model in train mode, but for what its user took out of it; returns the model.
+
+    That is batch norm in eval mode without a weight that wants a gradient, as one freezes it to
+    fine-tune on small batches, and whatever is in eval mode inside a model in train mode.
+    """
+    held = held_modes(model)
+    model.train()
+    for module in held:
+        module.training = False
+    return model
+
+
+def held_modes(model: nn.Module) -> list[nn.Module]:
+    """The modules that `train_` leaves in eval mode."""
+    return [
+        module
+        for module in model.modules()
+        if not module.training and (model.training or is_frozen_norm(module))
+    ]
+
+
+def is_frozen_norm(module: nn.Module) -> bool:
+    """Whether it is batch norm that its user froze: in eval mode, with gradients switched off."""
+    weights = list(module.parameters(recurse=False))
+    return (
+        isinstance(module, _BatchNorm)
+        and not module.training
+        and bool(weights)
+        and not any(each.requires_grad for each in weights)
+    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Save a posterior to a folder, load it back: safetensors and a manifest, no pickle.
+"""Save a posterior to a folder that appears when it is complete, load it back; no pickle.
 
     manifest.json            format, classes, options, shapes, checksums
     q.safetensors            the weight distribution, as its `stored()` gives it
@@ -31,6 +31,7 @@ from bayesify.priors import NormalPrior
 from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
 from bayesify.replacing import appearing, check_free, recover
 from bayesify.types import Named, Readout
+from bayesify.weights.held_rows import clear_held_rows_
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
 
 FORMAT = "bayesify posterior"
@@ -42,9 +43,10 @@ wrote them predicted with other weight samples, the same for all seeds; q is wha
 MANIFEST = "manifest.json"
 PARTS = ("q", "base", "likelihood", "prior")
 
-_PLAIN = (WeightPosterior, LinearisedPosterior, ProbitPosterior, LinearisedProbitPosterior)
 KINDS: dict[type, tuple[Callable[[Any], WeightPosterior], Callable[[WeightPosterior], Any]]] = {
-    **{kind: (lambda each: each, kind.around) for kind in _PLAIN},
+    kind: (lambda each: each, kind.around)
+    for kind in (WeightPosterior, LinearisedPosterior, ProbitPosterior, LinearisedProbitPosterior)
+} | {
     DropoutPosterior: (DropoutPosterior.without_dropout, DropoutPosterior.around),
 }
 """What can be saved: how it becomes a plain distribution over weights, and again what it was."""
@@ -157,6 +159,7 @@ def _rebuilt(
     )
     if prior := manifest.get("prior"):
         posterior.prior = NormalPrior(prior["scale"], loc=parts["prior"]).to(device)
+    clear_held_rows_(model, set(posterior.q.names) - set(posterior.q.perturbed))
     assign_(model, parts["base"])
     if digest(posterior.base()) != manifest["base_sha256"]:
         raise LoadError(

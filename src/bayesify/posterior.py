@@ -25,6 +25,7 @@ from bayesify.priors import Prior
 from bayesify.streams import stream
 from bayesify.trunk import Trunk
 from bayesify.types import Inputs, Named, Readout
+from bayesify.weights.held_rows import held_rows
 from bayesify.weights.named import buffers_of, count, weights_of
 
 
@@ -265,8 +266,13 @@ class WeightPosterior(Posterior):
         return count(self.q.state_dict()) // self.q.size(1) if isinstance(self.q, Members) else 0
 
     def base(self) -> Named:
-        """The model's weights and buffers that q does not replace."""
+        """The model's weights and buffers that q does not replace.
+
+        A table that q replaces is among them where torch holds a row of it fixed that is not zero.
+        """
         covered = set(self.q.names) - set(self.q.perturbed)
+        rows = held_rows(self.model, covered)
+        covered -= {name for name, (_, row) in rows.items() if row.any()}
         everything = weights_of(self.model) | buffers_of(self.model)
         return {name: each for name, each in everything.items() if name not in covered}
 

@@ -120,7 +120,7 @@ class Retraining:
         checked = self._training, self.model, self._likelihood, readout
         self._judged = self._training
         with seeded(seed, "retrain", self.model):
-            self.example, _ = check_data(*checked)
+            self.example, *_ = check_data(*checked)
             if validation is not None:
                 self._judged = as_loader(validation, batch_size=batch_size, shuffle=False)
                 check_held_out(self._judged, *checked[1:])

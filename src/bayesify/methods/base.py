@@ -44,6 +44,7 @@ class Problem:
             in the order of their loader: for choosing numbers, never for training. None when none
             were given.
         augmented: Whether the training examples change from pass to pass; looks at a few.
+        example_target: Targets of the first batch, where they are at hand.
         trained: What the pretraining left, whose point the model has already; None without one.
     """
 
@@ -59,6 +60,7 @@ class Problem:
     generator: torch.Generator
     validation: Callable[[], Iterator[tuple[Inputs, Tensor]]] | None = None
     augmented: Callable[[], bool] = lambda: False
+    example_target: Tensor | None = None
     trained: Posterior | None = None
 
     def network_loss(self, inputs: Inputs, target: Tensor) -> Tensor:

@@ -9,13 +9,17 @@ The full text was not at hand: what follows is our completion where it says so.
     loss  = sum_m [ mean_b -log p(y_b | x_b, W_m)  +  |up_m, down_m, ..|^2 / (2 N prior_scale^2) ]
     SVGD  : gradients mixed by a kernel, repulsion T / N    (methods/interaction)
 
-Completions of ours: members that are compared by their products (factors have a gauge freedom); a
-little noise at the start, without which all products coincide and nothing repels; the explicit
+Completions of ours: members that are compared by their products and factors; a little noise at the
+start, without which members that share `down` coincide and nothing repels; the explicit
 Gaussian prior on what is learnt; biases and gains of norms learnt too (on convolutional nets they
-decide); the repulsion divided by N, so that T = 1 targets the posterior. Independent members learn
-from batches of their own, without which they hardly differ; SVGD mixes gradients, and needs the
-same batch for all. Deviations from the published code: it copies the network for each particle,
-averages logits, skips the interaction at 19 steps of 20, and subtracts a scalar as repulsion.
+decide); the repulsion divided by N. The density is on what is learnt: N(0, prior_scale^2) on every
+entry of the factors, from which that of the products follows (far from Gaussian, and largest at 0),
+times the likelihood of W_m. It is the posterior that SVGD with T = 1 has as its limit for many
+members and whole batches, with the kernels "product" and "factor". With "function" there is no such
+claim. Independent members learn from batches of their own, without which they hardly differ; SVGD
+mixes gradients, and needs the same batch for all. Deviations from the published code: it copies the
+network for each particle, averages logits, skips the interaction at 19 steps of 20, and subtracts a
+scalar as repulsion.
 Cost: per member r (m + d) numbers for a matrix (m, d), and the memory of their optimiser's state;
 the forward pass of every member is as long as that of the network, except for what comes before the
 first matrix that differs: where members see the same batches (in predictions, and in training if
@@ -34,6 +38,7 @@ from bayesify.feature_cache import CACHE_LIMIT
 from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.member_training import INDEPENDENT, Training, train_members
+from bayesify.modes import held_modes
 from bayesify.options import check_options, option, register
 from bayesify.types import Named, Where
 from bayesify.weights.named import weights_of
@@ -67,11 +72,14 @@ class Bella:
     )
     kernel: str = option(
         "product",
-        help="what SVGD compares: products of the factors, the factors, or outputs on the batch",
+        help="what SVGD compares: the factors and their products, the factors, or outputs on the "
+        "batch",
         choices=("product", "factor", "function"),
     )
     temperature: float = option(
-        1.0, help="T of SVGD's repulsion, divided by N; 1 targets the posterior", at_least=0
+        1.0,
+        help="T of SVGD's repulsion, divided by N; 1 targets the posterior, but for outputs",
+        at_least=0,
     )
     epochs: int = option(5, help="passes over the data", at_least=1)
     lr: float = option(3e-3, help="initial learning rate of Adam, falls along a cosine", above=0)
@@ -160,6 +168,7 @@ class Bella:
         heads = [] if self.heads is None else self.heads(problem.model, problem.example)
         names = heads if self.fresh_heads else []
         drawn = fresh_weights(problem.model, names, self.members, problem.generator)
+        held = held_modes(problem.model)
         model = problem.model.eval().requires_grad_(False)
         if self.recalibrate:
             recalibrate_(model, problem.inputs())
@@ -180,7 +189,7 @@ class Bella:
         _put_heads_(q, drawn, weights_of(model))
         if self.batch_norm == "moving":
             for norm in batch_norms(model).values():
-                norm.train()
+                norm.train(norm not in held)
         return train_members(
             problem,
             q,

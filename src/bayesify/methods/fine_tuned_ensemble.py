@@ -20,6 +20,7 @@ from bayesify.distributions.particles import Particles
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem, Run
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.member_training import Training, train_members
+from bayesify.modes import train_
 from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
 from bayesify.types import Inputs, Where
@@ -66,7 +67,7 @@ class FineTunedEnsemble:
             drawn = fresh_weights(problem.model, names, 1, problem.generator)
             assign_(problem.model, {name: each[0] for name, each in drawn.items()})
         q = Particles.of_models([problem.model])
-        problem.model.train()
+        train_(problem.model)
         if self.batch_norm == "frozen":
             for norm in batch_norms(problem.model).values():
                 norm.eval()

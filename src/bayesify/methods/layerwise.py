@@ -28,7 +28,7 @@ from bayesify.likelihoods import Likelihood
 from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.layerwise_state import restore_, state_of
 from bayesify.methods.learnt_layer import LearntLayer
-from bayesify.modes import evaluating
+from bayesify.modes import evaluating, train_
 from bayesify.numerics.layer_regression import LayerRegression, members_where
 from bayesify.numerics.linalg import cholesky
 from bayesify.numerics.noise import single_or_better
@@ -78,7 +78,7 @@ class LayerwiseRun:
         readout: Readout,
     ) -> None:
         self.epochs = epochs
-        self.model, self.likelihood, self.layers = model.train(), likelihood, list(layers)
+        self.model, self.likelihood, self.layers = train_(model), likelihood, list(layers)
         self.points = {n: nn.Parameter(each) for n, each in copied(points).items()}
         self.buffers = copied(buffers)
         self.options, self.scales, self.num_data = options, scales, num_data

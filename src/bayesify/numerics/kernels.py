@@ -3,16 +3,15 @@
     k(w, w') = exp(-D(w, w') / h),    D the squared Euclidean distance of the weights
     h = median of D over pairs / ln(M + 1)                        (Liu & Wang 2016, section 5)
 
-A layer's members are either plain tensors w_i, or low-rank products s B_i A_i, whose coordinates are
-the factors. There D adds the squared distance of the products to those of the factors:
+A layer's members are either plain tensors w_i, or low-rank products s B_i A_i, whose coordinates
+are the factors. There D adds the squared distance of the products to those of the factors:
 
     D_ij  =  s^2 |B_i A_i - B_j A_j|^2  +  |A_i - A_j|^2  +  |B_i - B_j|^2
 
-so that k sees what members predict with, and still tells factors of one product (B R, R^-1 A) apart.
-The second half is needed: a kernel of the products alone gives all such factors one direction, and
-no law of the factors then comes to equal that of a posterior (measured on a product of two numbers;
-tests/numerics/test_svgd.py). With k_ij = k(w_i, w_j) and the r x r Gram matrices G^A_ij = A_i A_j'
-and G^B_ij = B_i' B_j:
+so that k sees what members predict with, and still tells factors of one product (B R, R^-1 A)
+apart. A kernel of the products alone moves all such factors alike, and does not bring the law of
+members to the posterior's (tests/methods/test_interaction.py, on a product of two numbers).
+With k_ij = k(w_i, w_j) and the r x r Gram matrices G^A_ij = A_i A_j' and G^B_ij = B_i' B_j:
 
     <B_i A_i, B_j A_j>      = sum of the entries of G^A_ij * G^B_ij
     sum_j dk_ij / dw_j      = (2 / h) sum_j k_ij (w_i - w_j)

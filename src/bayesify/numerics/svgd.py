@@ -9,8 +9,8 @@ close, and a repulsion that keeps these apart. With one member, or without the s
 one start, it is gradient descent to a mode. One kernel serves all layers: D is the sum of the
 layers' squared distances, that of all weights. Members that are products of factors are moved in
 their factors, which are then w: whatever the kernel reads, both terms are gradients with respect to
-the factors of member j, so that Stein's identity makes the posterior of the factors a law that
-does not move. With a kernel that tells all factors apart (`numerics/kernels.py`) it is the only one.
+the factors of member j, so that by Stein's identity the posterior of the factors does not move;
+with kernels that tell all factors apart, as those in `numerics/kernels.py` do, no other law stays.
 """
 
 from collections.abc import Sequence
