@@ -30,6 +30,7 @@ from bayesify.forward import call_at
 from bayesify.likelihoods import Likelihood
 from bayesify.linearised import LinearisedPosterior
 from bayesify.modes import evaluating
+from bayesify.numerics.noise import widened
 from bayesify.posterior import WeightPosterior
 from bayesify.types import Inputs
 
@@ -80,6 +81,7 @@ class ProbitPosterior(WeightPosterior):
         x = to_device(x, self.device)
         with evaluating(self.model):
             mean = call_at(self.model, self.q.point(), x, self.readout)[None]
+        mean, samples = widened(mean), widened(samples)
         return damped(mean, (samples - mean).square().mean(0))
 
     def sampled(self) -> WeightPosterior:

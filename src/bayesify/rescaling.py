@@ -28,6 +28,10 @@ NONE = 2.0**-20
 GAIN = 1e-4
 """Nats per example: less is no difference."""
 
+LITTLE = 0.02
+"""Nats per example: noise that changes less has no effect yet. The mean of S samples of it is not
+zero and moves the NLL up or down at first, whatever more noise does."""
+
 
 def rescaled(
     posterior: WeightPosterior,
@@ -85,7 +89,7 @@ def best_factor(
     A ladder of factors of two, down from 1 until the NLL rises, or up where down is no better;
     then the neighbours at sqrt(2). The NLL is flat at both ends, where noise is far too wide or has
     no effect yet: the ladder goes down as long as the means alone are better, and up as long as
-    nothing is lost.
+    nothing is lost or the noise has little effect.
     """
     tried: dict[int, float] = {}
 
@@ -106,9 +110,11 @@ def best_factor(
         loss(at - 2) < loss(at) - GAIN or min(tried.values()) > without_noise + GAIN
     ):
         at -= 2
-    if min(tried.values()) > tried[0] - GAIN:
+    if min(tried.values()) > tried[0] - GAIN or abs(tried[0] - without_noise) < LITTLE:
         at = 0
-        while at < 2 * RUNGS and loss(at + 2) < loss(at) + GAIN:
+        while at < 2 * RUNGS and (
+            loss(at + 2) < loss(at) + GAIN or abs(loss(at + 2) - without_noise) < LITTLE
+        ):
             at += 2
     best = min(tried, key=lambda each: tried[each])
     for halves in (best - 1, best + 1):

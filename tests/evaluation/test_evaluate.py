@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import bayesify
+from bayesify import Categorical, Gaussian, MeanField, WeightPosterior
 from bayesify.errors import BayesifyError, DataError, ShapeError
 from bayesify.evaluation.attacks import InputBox
 from bayesify.evaluation.evaluate import evaluate
@@ -190,3 +191,16 @@ def test_attacks_need_gradients_and_that_is_said_before_anything_is_predicted(da
     with pytest.raises(bayesify.UnsupportedModelError, match="derive from it"):
         evaluate(posterior, data, attacks=FEW["attacks"])
     assert posterior.seen == []
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(), Gaussian(0.5)])
+def test_a_network_of_half_precision_is_measured(likelihood):
+    net = torch.nn.Linear(4, 100 if likelihood.task == "classification" else 1).bfloat16()
+    q = MeanField.around(net, scale=0.5)
+    posterior = WeightPosterior(net, q, likelihood)
+    x = torch.randn(30, 4).bfloat16()
+    y = torch.arange(30) if likelihood.task == "classification" else torch.randn(30)
+    found = evaluate(posterior, (x, y)).metrics
+    predictive = posterior.predict(x)
+    assert found["nll"] == pytest.approx(-predictive.log_prob(y).double().mean().item(), rel=1e-5)
+    assert all(value == value for value in found.values())

@@ -157,3 +157,14 @@ def test_no_constant_does_better_than_frequencies_of_labels_or_the_mean_of_numbe
         own, constant = Gaussian(kind).against_constant(batches)
         assert own == pytest.approx(constant, rel=1e-5)
         assert constant == pytest.approx((numbers - mean).square().mean().sqrt().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["categorical", "bernoulli", "gaussian"])
+def test_log_densities_of_half_precision_are_those_of_its_numbers_in_double(name):
+    """1,000 labels, positions or dimensions are summed: bfloat16 alone has three digits."""
+    outputs = torch.randn(2, 3, 4, 1000).bfloat16()
+    likelihood = LIKELIHOODS[name]() if name != "gaussian" else Gaussian(0.5)
+    target = torch.randint(4, (3, 1000)) if name == "categorical" else torch.ones(3, 1000)
+    outputs = outputs if name == "categorical" else outputs[:, :, 0]
+    got, want = (likelihood.log_prob(each, target) for each in (outputs, outputs.double()))
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bayesify.errors import DataError, ShapeError
 from bayesify.likelihoods.base import Likelihood
-from bayesify.numerics.noise import noise, single_or_better
+from bayesify.numerics.noise import noise, single_or_better, widened
 from bayesify.predictive import MultiLabelPredictive
 
 
@@ -29,8 +29,9 @@ class Bernoulli(Likelihood):
         target: Shaped[Tensor, "batch labels"],
     ) -> Float[Tensor, "samples batch"]:
         """Log probability of all labels of an example."""
-        repeated = target.to(outputs.dtype).expand_as(outputs)
-        nll = F.binary_cross_entropy_with_logits(outputs, repeated, reduction="none")
+        logits = widened(outputs)
+        repeated = target.to(logits.dtype).expand_as(logits)
+        nll = F.binary_cross_entropy_with_logits(logits, repeated, reduction="none")
         return -nll.sum(-1)
 
     def predictive(self, outputs: Tensor) -> MultiLabelPredictive:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bayesify.errors import DataError, OptionError, ShapeError
 from bayesify.likelihoods.base import Likelihood
-from bayesify.numerics.noise import noise, single_or_better
+from bayesify.numerics.noise import noise, single_or_better, widened
 from bayesify.predictive import ClassPredictive
 
 
@@ -42,7 +42,8 @@ class Categorical(Likelihood):
     ) -> Float[Tensor, "samples batch"]:
         """Log probability of the class indices, summed over positions."""
         repeated = target.long().expand(len(outputs), *target.shape)
-        nll = F.cross_entropy(outputs.flatten(0, 1), repeated.flatten(0, 1), reduction="none")
+        rows = widened(outputs).flatten(0, 1)
+        nll = F.cross_entropy(rows, repeated.flatten(0, 1), reduction="none")
         return -nll.view(*outputs.shape[:2], -1).sum(-1)
 
     def predictive(self, outputs: Tensor) -> ClassPredictive:

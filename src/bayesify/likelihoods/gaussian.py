@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bayesify.errors import DataError, OptionError, ShapeError
 from bayesify.likelihoods.base import Likelihood
-from bayesify.numerics.noise import noise, single_or_better
+from bayesify.numerics.noise import noise, single_or_better, widened
 from bayesify.predictive import RegressionPredictive, check_degrees
 
 MIN_VARIANCE = 1e-4
@@ -63,14 +63,14 @@ class Gaussian(Likelihood):
         target: Float[Tensor, "batch *dims"],
     ) -> Float[Tensor, "samples batch"]:
         """Log density of all dimensions of an example."""
-        loc, scale = self._split(outputs)
+        loc, scale = self._split(widened(outputs))
         residual = (target.reshape(loc.shape[1:]) - loc) / scale
         density = -0.5 * residual.square() - scale.log() - 0.5 * math.log(2 * math.pi)
         return density.sum(-1)
 
     def predictive(self, outputs: Tensor) -> RegressionPredictive:
         """The mixture of the samples' Gaussians, or with `degrees` of their Student-t."""
-        loc, scale = self._split(outputs)
+        loc, scale = self._split(widened(outputs))
         scale = scale.detach() if self.kind == "learnt" else scale
         return RegressionPredictive(loc, scale, self.degrees)
 

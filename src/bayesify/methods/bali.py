@@ -1,10 +1,11 @@
 """BALI: every layer a multivariate Bayesian linear regression on pseudo-targets.
 
-Source: BALI, Bayesian layerwise inference, as its abstract describes it: each layer a multivariate
-Bayesian linear regression; pseudo-targets are the layer's outputs moved by the back-propagated
-gradient of the objective; matrix-normal posteriors with Kronecker covariance; moving averages over
-terms of the natural parameters for mini-batches. Its equations were not at hand: those below are
-our completion, and each open choice is an option (docs/methods/bali.md lists them).
+Source: BALI, Bayesian layerwise inference (Kurle, Klushyn & Herbrich 2024, arXiv 2411.12102), as
+its abstract describes it: each layer a multivariate Bayesian linear regression; pseudo-targets are
+the layer's outputs moved by the back-propagated gradient of the objective; matrix-normal posteriors
+with Kronecker covariance; moving averages over terms of the natural parameters for mini-batches.
+Its equations were not at hand: those below are our completion, and each open choice is an option
+(docs/methods/bali.md lists them).
 
     layer       T | H, W ~ MN(H W, I, V),  W ~ MN(0, I / tau, V)   =>   W ~ MN(M, P^-1, V)
                 H: rows of features, with a constant 1 for the bias; for a convolution its patches

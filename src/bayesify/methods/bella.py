@@ -1,9 +1,10 @@
 """Bella: M low-rank members around one pretrained network, as an ensemble or under SVGD.
 
-Source: Bella, Bayesian low-rank learning, as its abstract and its authors' published code describe
-it: a frozen network shared by all particles, W_m = W + s B_m A_m with only B_m and A_m learnt, as a
-plain ensemble or under Stein variational gradient descent, predictions averaged over particles.
-The full text was not at hand: what follows is our completion where it says so.
+Source: Bella, Bayesian low-rank learning (Doan et al. 2025, arXiv 2407.20891, AAAI
+39(15):16298-16307), as its abstract and its authors' published code describe it: a frozen network
+shared by all particles, W_m = W + s B_m A_m with only B_m and A_m learnt, as a plain ensemble or
+under Stein variational gradient descent, predictions averaged over particles. The full text was not
+at hand: what follows is our completion where it says so.
 
     W_m   = W + scale * up_m @ down_m                       (distributions/low_rank_particles)
     loss  = sum_m [ mean_b -log p(y_b | x_b, W_m)  +  |up_m, down_m, ..|^2 / (2 N prior_scale^2) ]

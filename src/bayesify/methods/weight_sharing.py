@@ -1,7 +1,9 @@
 """Stochastic weight sharing: all weights of a network from a small set of 2-D Gaussians.
 
-Source: Lin, Ruan, Zhao & Ji 2025, "Stochastic Weight Sharing for Bayesian Neural Networks"
-("2DGBNN"); the algorithm as its code's README gives it, stages 1 and 2.
+Source: Lin, Guan, Jing, Botterweck & Patane 2025, "Stochastic Weight Sharing for Bayesian Neural
+Networks" ("2DGBNN"), PMLR 258:4519-4527, arXiv 2505.17856; the algorithm as its code's README gives
+it, stages 1 and 2. Its three named ingredients, blending, merging and the mixture's EM steps, are
+off by default here: what is left is k-means on a diagonal Laplace approximation.
 
     mean field N(loc_i, scale_i^2) of every weight, post hoc or by mean-field VI
     structure  a Gaussian mixture over (loc_i, log scale_i), outliers, blends   (methods/sharing.py)
