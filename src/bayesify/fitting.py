@@ -1,6 +1,5 @@
 """The one door: `fit(model, data, method) -> Posterior`."""
 
-import copy as copying
 import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from bayesify.callbacks import Callback
 from bayesify.certifying import CertifyingPart, cut
 from bayesify.checks import check_data, check_held_out
 from bayesify.chunking import can_vectorize
+from bayesify.clones import clone
 from bayesify.cost import CostMeter, FlopCounter
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
@@ -24,9 +24,12 @@ from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.modes import seeded
 from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
+from bayesify.rehearsal import rehearse_step
+from bayesify.samplers import check_one_process, different, num_data
 from bayesify.types import Inputs, Readout
 from bayesify.version import __version__
 from bayesify.weights.named import assign_, weights_of
+from bayesify.wrappers import unwrap_parts_, unwrapped
 
 
 def fit(
@@ -87,10 +90,11 @@ def fit(
     options = to_json(method)  # raises when they cannot be recorded
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"model: expected a torch.nn.Module, got {model!r}.")
+    model = unwrapped(model)
     weights_of(model)  # raises when there are none
     if copy:
-        model = copying.deepcopy(model)
-        likelihood = copying.deepcopy(likelihood)
+        model = unwrap_parts_(clone(model))
+        likelihood = clone(likelihood)
     model.to(device or next(model.parameters()).device)
     likelihood = resolve(likelihood).to(next(model.parameters()).device)
     with seeded(seed, model), CostMeter(next(model.parameters()).device) as cost:
@@ -153,14 +157,17 @@ def _problem(
 ) -> Problem:
     """The data, checked; `fit` fills in the rest."""
     loader = as_loader(data, batch_size=batch_size, shuffle=True)
+    check_one_process(loader)
     passes = Passes(loader)
-    example, steps = check_data(loader, model, likelihood, readout)
+    found = check_data(loader, model, likelihood, readout)
     return Problem(
         model=model,
         likelihood=likelihood,
-        num_data=len(loader.dataset),  # type: ignore[arg-type]
-        steps_per_epoch=steps,
-        example=example,
+        num_data=num_data(loader, found.examples),
+        different=different(loader, found.examples),
+        steps_per_epoch=found.batches,
+        example=found.first,
+        smallest=found.smallest,
         inputs=lambda: (x for x, _ in _batches(passes(), next(model.parameters()).device)),
         batches=lambda: _batches(passes(), next(model.parameters()).device),
         readout=readout,
@@ -172,7 +179,10 @@ def _problem(
 
 def _onto(problem: Problem, other: Problem) -> Problem:
     """The data of `other`, all else of `problem`."""
-    of_data = ("num_data", "steps_per_epoch", "example", "inputs", "batches", "augmented")
+    of_data = (
+        *("num_data", "different", "steps_per_epoch", "example", "smallest"),
+        *("inputs", "batches", "augmented"),
+    )
     return replace(problem, **{name: getattr(other, name) for name in of_data})
 
 
@@ -209,7 +219,7 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
         problem: What the method sees.
         early: What the others see.
     """
-    model, likelihood = copying.deepcopy((problem.model, problem.likelihood))
+    model, likelihood = clone(problem.model), clone(problem.likelihood)
     trained = None
     for phase in reversed(phases):
         own = problem if phase is phases[0] else early
@@ -224,7 +234,9 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
             generator=torch.Generator().manual_seed(0),
             trained=trained,
         )
-        trained = phase.start(rehearsal).posterior()
+        run = phase.start(rehearsal)
+        rehearse_step(run, rehearsal, type(phase).__name__)
+        trained = run.posterior()
         with torch.no_grad():
             trained.outputs(first_example(own.example), num_samples=2)
 

@@ -9,7 +9,6 @@
 A folder appears under its final name only when it is complete.
 """
 
-import copy
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bayesify.clones import clone
 from bayesify.distributions import DISTRIBUTIONS
 from bayesify.dropout import DropoutPosterior
 from bayesify.errors import BayesifyError, LoadError, OptionError, UnsupportedModelError
@@ -35,6 +35,7 @@ from bayesify.priors import NormalPrior
 from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
 from bayesify.types import Named, Readout
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
+from bayesify.wrappers import unwrap_parts_, unwrapped
 
 FORMAT = "bayesify posterior"
 FORMAT_VERSION = 3  # version 2, which is read too, said `dropout` where 3 names the posterior
@@ -139,10 +140,14 @@ def _rebuilt(
     folder: Path, manifest: dict[str, Any], model: nn.Module, readout: Readout | None
 ) -> WeightPosterior:
     parts = {part: _read_part(folder, part, manifest) for part in PARTS}
+    if not any("_orig_mod." in name for name in [*manifest["model"]["tensors"], *parts["base"]]):
+        model = unwrap_parts_(clone(unwrapped(model)))
+    else:  # of an older version, which kept the wrapper
+        model = clone(model)
     _check_model(manifest, parts["base"], model, folder)
     if manifest["custom_readout"] and readout is None:
         raise LoadError(f"{folder} was fitted with a readout of its own; pass the same `readout=`.")
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
     likelihood = LIKELIHOODS[manifest["likelihood"]["kind"]](**manifest["likelihood"]["options"])
     likelihood.load_state_dict(parts["likelihood"])
     device = next(model.parameters()).device

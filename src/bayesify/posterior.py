@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayesify.batches import tensors_of, to_device
 from bayesify.chunking import Footprint, can_vectorize, default_chunk_size
+from bayesify.clones import values_left
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.members import Members
 from bayesify.errors import OptionError
@@ -286,6 +287,7 @@ class WeightPosterior(Posterior):
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeightPosterior":
         again = copy.copy(self)
         memo[id(self)] = again
+        memo |= values_left(self.model)
         vars(again).update(copy.deepcopy(vars(self), memo))
         again.q.attach_(weights_of(again.model))  # the copy's own network, held once
         return again

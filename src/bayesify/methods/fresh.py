@@ -1,11 +1,11 @@
 """Random starts: what makes members differ that are trained on the same batches."""
 
-import copy
 from collections.abc import Collection
 
 import torch
 from torch import nn
 
+from bayesify.clones import clone
 from bayesify.errors import UnsupportedModelError
 from bayesify.modes import seeded
 from bayesify.types import Named
@@ -19,7 +19,7 @@ def fresh_starts(model: nn.Module, members: int, generator: torch.Generator) -> 
     Raises:
         UnsupportedModelError: when a module owns weights but has no way to draw them anew.
     """
-    starts = [copy.deepcopy(model) for _ in range(members)]
+    starts = [clone(model) for _ in range(members)]
     with seeded(int(torch.randint(2**62, (), generator=generator)), model):
         for start in starts:
             for name, module in reversed(list(start.named_modules())):  # a parent's word is last
@@ -40,7 +40,7 @@ def fresh_weights(
     with seeded(int(torch.randint(2**62, (), generator=generator)), model):
         for _ in range(members):
             for owner in owners:
-                module = copy.deepcopy(model.get_submodule(owner)).requires_grad_(True)
+                module = clone(model.get_submodule(owner)).requires_grad_(True)
                 _reset_(owner, module)
                 for name, each in module.named_parameters(owner):
                     if name in values:
