@@ -1,6 +1,8 @@
 """The check of every example before any time is spent on training."""
 
+import math
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,33 +13,54 @@ from bayesify.batches import batch_size, split_batch, tensors_of, to_device
 from bayesify.errors import BayesifyError, DataError, ShapeError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
 from bayesify.modes import evaluating
+from bayesify.single_examples import Lengths, check_examples
 from bayesify.trunk import TOLERANCE, close
 from bayesify.types import Inputs, Readout
 from bayesify.weights.trace import call
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What a pass over all data has seen.
+
+    Attributes:
+        first: Inputs of the first batch, on the model's device.
+        smallest: Inputs and target of the smallest batch, likewise.
+        batches: How many there are.
+        examples: How many they hold together.
+        targets: The smallest and the largest number in the targets of every batch.
+    """
+
+    first: Inputs
+    smallest: tuple[Inputs, Tensor]
+    batches: int
+    examples: int
+    targets: set[float]
+
+
 def check_data(
     loader: DataLoader[Any], model: nn.Module, likelihood: Likelihood, readout: Readout
-) -> tuple[Inputs, Tensor, int]:
+) -> Checked:
     """One pass over all data before any time is spent on training.
 
-    Returns:
-        The inputs and the targets of the first batch, and the number of batches.
+    The model is called on the first and on the smallest batch, and on single examples.
 
     Raises:
-        DataError: NaN or inf, no batch at all, labels out of range, all targets equal.
+        DataError: NaN or inf, no batch at all, labels out of range, all targets equal, or inputs
+            of which it cannot be told what belongs to one example.
         ShapeError: targets that do not fit the model's output.
         UnsupportedModelError: the model cannot be called with the inputs.
 
     Warns when two calls in eval mode on the first batch differ: predictions would not repeat.
     """
-    example, target, batches, seen = _pass(loader, model, likelihood, readout)
-    if len(seen) == 1:
+    found = _pass(loader, model, likelihood, readout)
+    if len(found.targets) == 1:
         raise DataError(
-            f"all targets equal {seen.pop():g}: there is nothing to learn; expected at least two "
-            f"classes (or values). Is the data sorted and cut?"
+            f"all targets equal {found.targets.pop():g}: there is nothing to learn; expected at "
+            f"least two classes (or values). Is the data sorted and cut?"
         )
-    return example, target, batches
+    check_examples(model, found.first, readout)
+    return found
 
 
 def check_held_out(
@@ -56,38 +79,54 @@ def check_held_out(
 
 def _pass(
     loader: DataLoader[Any], model: nn.Module, likelihood: Likelihood, readout: Readout
-) -> tuple[Inputs, Tensor, int, set[float]]:
-    """First inputs and targets, number of batches, and extreme targets of every batch."""
+) -> Checked:
     device = next(model.parameters()).device
     first: Inputs | None = None
-    output = first_target = torch.empty(0)
+    smallest: tuple[Inputs, Tensor] | None = None
+    output = torch.empty(0)
     seen: set[float] = set()  # the smallest and largest target suffice to tell "all equal"
-    batches = 0
+    batches = examples = 0
+    lengths = Lengths()
     for number, batch in enumerate(loader):
         inputs, target = split_batch(batch)
         check_batch(inputs, target, f"batch {number}")
+        lengths.add(inputs, f"batch {number}")
         if first is None:
-            first, first_target = to_device((inputs, target), device)
-            output = _try(model, first, readout)
+            first = to_device(inputs, device)
+            output = forward_once(model, first, readout)
             _warn_if_random(model, first, readout, output)
         likelihood.check(output[:1].expand(len(target), *output.shape[1:]), target)
         seen |= {target.min().item(), target.max().item()}
-        batches += 1
-    if first is None:
+        if smallest is None or len(target) < len(smallest[1]):
+            smallest = inputs, target
+        batches, examples = batches + 1, examples + len(target)
+    if first is None or smallest is None:
         raise DataError("the loader gave no batch; expected at least one.")
-    return first, first_target, batches, seen
+    smallest = to_device(smallest, device)
+    if len(smallest[1]) < batch_size(first):
+        likelihood.check(forward_once(model, smallest[0], readout), smallest[1])
+    return Checked(first, smallest, batches, examples, seen)
 
 
 def check_batch(inputs: Inputs, target: Tensor, where: str) -> None:
     """Check one batch; `where` begins the message.
 
     Raises:
-        DataError: it is empty, or a number is NaN or infinite.
-        ShapeError: not as many inputs as targets.
+        DataError: it is empty, or a number is NaN or infinite; -inf may stand in a mask.
+        ShapeError: not as many inputs as targets, or no batch axis.
     """
     _check_finite(inputs, target, where)
-    if target.ndim and batch_size(inputs) != len(target):
-        raise ShapeError(f"{where}: {batch_size(inputs)} inputs, but {len(target)} targets.")
+    if not target.ndim:
+        raise ShapeError(
+            f"{where}: expected targets with a batch axis, got a single number; a DataLoader with "
+            f"batch_size=None must be given whole batches."
+        )
+    if batch_size(inputs) != len(target):
+        raise ShapeError(
+            f"{where}: {batch_size(inputs)} inputs, but {len(target)} targets; expected as many. "
+            f"Of several inputs the first one that is not marked as bayesify.Unbatched has a row "
+            f"for each example."
+        )
     if not target.numel():
         raise DataError(f"{where}: expected at least one example, got none.")
 
@@ -96,11 +135,14 @@ def _check_finite(inputs: Inputs, target: Tensor, where: str) -> None:
     """Raise `DataError` when a number of a batch is NaN or infinite."""
     named = [("inputs", each) for each in tensors_of(inputs)] + [("targets", target)]
     for what, tensor in named:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
+        if not tensor.is_floating_point():
+            continue
+        bad = ~torch.isfinite(tensor)
+        if bool(bad.any()) and (what == "targets" or not _is_mask(tensor)):
             raise DataError(
-                f"{where}: {bad} of {tensor.numel()} numbers in the {what} are NaN or "
-                f"infinite; expected finite numbers. Drop or impute these examples."
+                f"{where}: {int(bad.sum())} of {tensor.numel()} numbers in the {what} are NaN or "
+                f"infinite; expected finite numbers (or a mask that holds 0 and -inf alone). Drop "
+                f"or impute these examples."
             )
 
 
@@ -118,7 +160,13 @@ def _warn_if_random(model: nn.Module, inputs: Inputs, readout: Readout, first: T
         )
 
 
-def _try(model: nn.Module, inputs: Inputs, readout: Readout) -> Tensor:
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether it is one that is added to scores: 0 where these count and -inf where not."""
+    return not bool(tensor.masked_fill(tensor == -math.inf, 0).any())
+
+
+def forward_once(model: nn.Module, inputs: Inputs, readout: Readout) -> Tensor:
+    """What the model returns for a batch in eval mode, which must be finite and have its axis."""
     shapes = [f"{tuple(each.shape)} {each.dtype}" for each in tensors_of(inputs)]
     try:
         with evaluating(model), torch.no_grad():
@@ -134,7 +182,7 @@ def _try(model: nn.Module, inputs: Inputs, readout: Readout) -> Tensor:
         ) from error
     if not bool(torch.isfinite(output).all()):
         raise DataError(
-            f"{type(model).__name__} returns NaN or inf on the first batch; expected finite "
+            f"{type(model).__name__} returns NaN or inf on a batch of the data; expected finite "
             f"outputs. Check its weights."
         )
     if output.ndim == 0 or len(output) != batch_size(inputs):

@@ -1,9 +1,7 @@
 """The one door: `fit(model, data, method) -> Posterior`."""
 
-import copy as copying
 import math
 import platform
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,6 +15,7 @@ from bayesify.callbacks import Callback
 from bayesify.certifying import CertifyingPart, cut
 from bayesify.checks import check_data, check_held_out
 from bayesify.chunking import can_vectorize
+from bayesify.clones import clone
 from bayesify.cost import CostMeter, FlopCounter
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
@@ -27,12 +26,15 @@ from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.modes import seeded
 from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
+from bayesify.rehearsal import rehearse_step
+from bayesify.samplers import check_one_process, different, num_data
 from bayesify.soundness import check_sound
 from bayesify.starting import begun, phases_of
 from bayesify.streams import stream
 from bayesify.types import Inputs, Named, Readout
 from bayesify.version import __version__
 from bayesify.weights.named import assign_, weights_of
+from bayesify.wrappers import unwrap_parts_, unwrapped
 
 
 def fit(
@@ -97,13 +99,14 @@ def fit(
     options = to_json(method)  # raises when they cannot be recorded
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"model: expected a torch.nn.Module, got {model!r}.")
+    model = unwrapped(model)
     weights_of(model)  # raises when there are none
     place = torch.device(device or next(model.parameters()).device)
     with CostMeter(place) as cost, ExitStack() as inside:
         if copy:
             with lock_of(model):
-                model = copying.deepcopy(model)
-            likelihood = copying.deepcopy(likelihood)
+                model = unwrap_parts_(clone(model))
+            likelihood = clone(likelihood)
         model.to(place)
         likelihood = resolve(likelihood).to(place)
         inside.enter_context(seeded(seed, "global", model))
@@ -169,15 +172,17 @@ def _problem(
 ) -> Problem:
     """The data, checked; `fit` fills in the rest."""
     loader = as_loader(data, batch_size=batch_size, shuffle=True)
+    check_one_process(loader)
     passes = Passes(loader)
-    example, target, steps = check_data(loader, model, likelihood, readout)
+    found = check_data(loader, model, likelihood, readout)
     return Problem(
         model=model,
         likelihood=likelihood,
-        num_data=len(loader.dataset),  # type: ignore[arg-type]
-        steps_per_epoch=steps,
-        example=example,
-        example_target=target,
+        num_data=num_data(loader, found.examples),
+        different=different(loader, found.examples),
+        steps_per_epoch=found.batches,
+        example=found.first,
+        smallest=found.smallest,
         inputs=lambda: (x for x, _ in _batches(passes(), next(model.parameters()).device)),
         batches=lambda: _batches(passes(), next(model.parameters()).device),
         readout=readout,
@@ -189,8 +194,10 @@ def _problem(
 
 def _onto(problem: Problem, other: Problem) -> Problem:
     """The data of `other`, all else of `problem`."""
-    of_data = ("num_data", "steps_per_epoch", "example", "inputs", "batches", "augmented")
-    of_data += ("example_target",)
+    of_data = (
+        *("num_data", "different", "steps_per_epoch", "example", "smallest"),
+        *("inputs", "batches", "augmented"),
+    )
     return replace(problem, **{name: getattr(other, name) for name in of_data})
 
 
@@ -215,7 +222,7 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
         problem: What the method sees.
         early: What the others see.
     """
-    model, likelihood = copying.deepcopy((problem.model, problem.likelihood))
+    model, likelihood = clone(problem.model), clone(problem.likelihood)
     trained = None
     for phase in reversed(phases):
         own = problem if phase is phases[0] else early
@@ -227,13 +234,12 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
             model=model,
             likelihood=likelihood,
             inputs=lambda own=own: iter([own.example]),
-            batches=lambda own=own: iter([(own.example, own.example_target)]),
+            batches=lambda own=own: iter([own.smallest]),
             generator=stream(0, "rehearsal"),
             trained=trained,
         )
         run = phase.start(rehearsal)
-        with seeded(0, "rehearsal", model), warnings.catch_warnings(action="ignore"):  # of one batch
-            run.step(own.example, own.example_target)
+        rehearse_step(run, rehearsal, type(phase).__name__)
         trained = run.posterior()
         with torch.no_grad():
             trained.outputs(first_example(own.example), num_samples=2)

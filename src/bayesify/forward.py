@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bayesify.batches import batch_size, is_batched, rows
+from bayesify.batches import bare, batch_axes, batch_size, rows
 from bayesify.calling import at_once, call_at, read_tensor
 from bayesify.checkpointing import check_error, check_graph, no_checkpointing
 from bayesify.distributions.base import WeightDistribution
@@ -284,8 +284,7 @@ def squared_gradients(
     """
     at, size = copied(weights), batch_size(inputs)
     chunk_size = chunk_size or max(1, GRADIENTS // count(weights))
-    values = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    axes = tree_map(lambda each: 0 if is_batched(each, size) else None, values)
+    values, axes = bare(dict(inputs) if isinstance(inputs, Mapping) else inputs), batch_axes(inputs)
 
     def score(named: Named, one: Inputs, label: Tensor) -> Tensor:
         return log_prob(call_at(model, named, one, readout), label)
@@ -297,7 +296,8 @@ def squared_gradients(
     def gradients(part: slice) -> Named:
         if vectorize:
             each = at_once(grad(alone), "examples", (None, axes, 0))
-            return each(at, rows(values, part), target[part])
+            cut = tree_map(lambda e, axis: e if axis is None else e[part], values, axes)
+            return each(at, cut, target[part])
         with torch.enable_grad():
             named = {name: weight.requires_grad_() for name, weight in at.items()}
             result = score(named, rows(inputs, part), target[part])

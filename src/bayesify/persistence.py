@@ -9,7 +9,6 @@
 A folder appears under its final name only when it is complete; see `replacing`.
 """
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bayesify.clones import clone
 from bayesify.distributions import DISTRIBUTIONS
 from bayesify.dropout import DropoutPosterior
 from bayesify.errors import BayesifyError, LoadError, OptionError, UnsupportedModelError
@@ -33,6 +33,7 @@ from bayesify.replacing import appearing, check_free, recover
 from bayesify.types import Named, Readout
 from bayesify.weights.held_rows import clear_held_rows_
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
+from bayesify.wrappers import unwrap_parts_, unwrapped
 
 FORMAT = "bayesify posterior"
 FORMAT_VERSION = 4
@@ -142,10 +143,14 @@ def _rebuilt(
     folder: Path, manifest: dict[str, Any], model: nn.Module, readout: Readout | None
 ) -> WeightPosterior:
     parts = {part: _read_part(folder, part, manifest) for part in PARTS}
+    if not any("_orig_mod." in name for name in [*manifest["model"]["tensors"], *parts["base"]]):
+        model = unwrap_parts_(clone(unwrapped(model)))
+    else:  # of an older version, which kept the wrapper
+        model = clone(model)
     _check_model(manifest, parts["base"], model, folder)
     if manifest["custom_readout"] and readout is None:
         raise LoadError(f"{folder} was fitted with a readout of its own; pass the same `readout=`.")
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
     likelihood = LIKELIHOODS[manifest["likelihood"]["kind"]](**manifest["likelihood"]["options"])
     likelihood.load_state_dict(parts["likelihood"])
     device = next(model.parameters()).device

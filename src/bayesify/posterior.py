@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayesify.batches import tensors_of, to_device
 from bayesify.chunking import Footprint, can_vectorize, default_chunk_size
+from bayesify.clones import values_left
 from bayesify.distributions.base import WeightDistribution, check_one_network
 from bayesify.distributions.members import Members
 from bayesify.errors import OptionError
@@ -307,6 +308,7 @@ class WeightPosterior(Posterior):
         again = copy.copy(self)
         memo[id(self)] = again
         with lock_of(self.model):
+            memo |= values_left(self.model)
             vars(again).update(copy.deepcopy(vars(self), memo))
         again.q.attach_(weights_of(again.model))  # the copy's own network, held once
         return again

@@ -1,6 +1,5 @@
 """`bayesify diagnose`: which layer of a trained network do the data leave open?"""
 
-import copy
 import tempfile
 from json import dumps
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 
 from bayesify.cli.comparing import listed
 from bayesify.cli.saved import named_models, open_run
+from bayesify.clones import clone
 from bayesify.compare.problems import usable_device
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.dropout import DropoutPosterior
@@ -98,7 +98,7 @@ def _trained(posterior: WeightPosterior | DropoutPosterior, run: str) -> nn.Modu
             f"{run} holds {members} networks, and their mean is none that was trained; expected "
             f"one, as of bayesify fit --method map."
         )
-    model = copy.deepcopy(posterior.model).requires_grad_(True)
+    model = clone(posterior.model).requires_grad_(True)
     assign_(model, posterior.point())
     return model
 

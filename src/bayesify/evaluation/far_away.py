@@ -17,7 +17,6 @@ The limit under a random first layer is our own statement, in the spirit of Kris
 very weight samples that the posterior predicts with.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from bayesify.batches import split_batch
+from bayesify.clones import clone
 from bayesify.distributions import WeightDistribution
 from bayesify.errors import DataError, OptionError, ShapeError, UnsupportedModelError
 from bayesify.evaluation.findings import Findings
@@ -245,7 +245,7 @@ class _Widened(WeightDistribution):
     def __init__(self, narrow: WeightDistribution) -> None:
         super().__init__()
         self.narrow = narrow
-        self.wide = copy.deepcopy(narrow).double()
+        self.wide = clone(narrow).double()
 
     @classmethod
     def from_state(cls, state: Named) -> Self:
@@ -287,7 +287,7 @@ def _as_double(draw: Draw) -> Draw:
 def _in_double(posterior: Posterior) -> WeightPosterior:
     posterior = check_followed(posterior)
     return WeightPosterior(
-        copy.deepcopy(posterior.model).double(),
+        clone(posterior.model).double(),
         _Widened(posterior.q),
         posterior.likelihood,
         readout=posterior.readout,

@@ -5,7 +5,6 @@ retraining descends the same function of the chosen weights, that which is predi
 Every one sees the same batches in the same order, so that they differ by their starts alone.
 """
 
-import copy
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from bayesify.batches import split_batch, to_device
 from bayesify.checks import check_data, check_held_out
+from bayesify.clones import clone
 from bayesify.distributions.particles import Particles
 from bayesify.errors import DataError, OptionError
 from bayesify.evaluation.predictions import Predictions, Predicts, collect
@@ -110,17 +110,17 @@ class Retraining:
                 f"method: expected an instance such as bayesify.MAP(epochs=20), got {method!r}."
             )
         weights_of(model)  # raises when there are none
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = clone(model).eval().requires_grad_(False)
         self.model.to(device or next(model.parameters()).device)
         self._device = next(self.model.parameters()).device
-        self._likelihood = copy.deepcopy(resolve(likelihood)).to(self._device)
+        self._likelihood = clone(resolve(likelihood)).to(self._device)
         self._method, self._data, self._readout = InEvalMode(method), data, readout
         self._seed, self._batch_size = seed, batch_size
         self._training = as_loader(data, batch_size=batch_size, shuffle=False)
         checked = self._training, self.model, self._likelihood, readout
         self._judged = self._training
         with seeded(seed, "retrain", self.model):
-            self.example, *_ = check_data(*checked)
+            self.example = check_data(*checked).first
             if validation is not None:
                 self._judged = as_loader(validation, batch_size=batch_size, shuffle=False)
                 check_held_out(self._judged, *checked[1:])
@@ -136,7 +136,7 @@ class Retraining:
             OptionError: the method changed other weights, or did not learn these.
             DataError: a validation loader gave the examples in another order than before.
         """
-        model = copy.deepcopy(self.model)
+        model = clone(self.model)
         assign_(model, start)
         for name, each in model.named_parameters():
             each.requires_grad_(name in start)
@@ -144,7 +144,7 @@ class Retraining:
             model,
             self._data,
             self._method,
-            likelihood=copy.deepcopy(self._likelihood),
+            likelihood=clone(self._likelihood),
             seed=self._seed,
             batch_size=self._batch_size,
             copy=False,

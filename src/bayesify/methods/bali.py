@@ -29,13 +29,13 @@ b outputs n a^2 + a^3 / 3 + a^2 b + n a b + b^3 operations, for n rows; a convol
 output position, and is dear. It stores a^2 + b^2 numbers a layer besides the weights.
 """
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 from torch import Tensor, nn
 
 from bayesify.batches import batch_size, first_example, to_device
+from bayesify.clones import clone
 from bayesify.distributions.matrix_normal import Layer, MatrixNormal
 from bayesify.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
@@ -175,10 +175,10 @@ class BALI(LayerwiseOptions):
             raise OptionError(
                 f"resume: expected a posterior that BALI has fitted, got {posterior!r}."
             )
-        model, example = copy.deepcopy(posterior.model), to_device(example, posterior.device)
+        model, example = clone(posterior.model), to_device(example, posterior.device)
         problem = Problem(
             model=model,
-            likelihood=copy.deepcopy(posterior.likelihood),
+            likelihood=clone(posterior.likelihood),
             num_data=record.num_data,
             steps_per_epoch=1,
             example=example,

@@ -30,7 +30,7 @@ class Problem:
     Attributes:
         model: A copy of the user's network, which the run may put in a mode and freeze.
         likelihood: What its outputs mean; its parameters, if any, are trained too.
-        num_data: Training examples N.
+        num_data: Training examples N: as many as one pass gives.
         steps_per_epoch: Batches in an epoch.
         example: Inputs of the first batch.
         inputs: Gives the inputs of all training batches, on the model's device, for a look at the
@@ -44,8 +44,10 @@ class Problem:
             in the order of their loader: for choosing numbers, never for training. None when none
             were given.
         augmented: Whether the training examples change from pass to pass; looks at a few.
-        example_target: Targets of the first batch, where they are at hand.
         trained: What the pretraining left, whose point the model has already; None without one.
+        smallest: Inputs and target of the smallest batch, on the model's device.
+        different: Different examples that the passes give in all: more than N where each pass
+            leaves some out. None: N.
     """
 
     model: nn.Module
@@ -60,8 +62,9 @@ class Problem:
     generator: torch.Generator
     validation: Callable[[], Iterator[tuple[Inputs, Tensor]]] | None = None
     augmented: Callable[[], bool] = lambda: False
-    example_target: Tensor | None = None
     trained: Posterior | None = None
+    smallest: tuple[Inputs, Tensor] | None = None
+    different: int | None = None
 
     def network_loss(self, inputs: Inputs, target: Tensor) -> Tensor:
         """Of the network as it is: mean of -log p, nats per example (and position)."""

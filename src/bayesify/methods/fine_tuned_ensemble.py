@@ -7,7 +7,6 @@ the network by default: moving ones cost likelihood (benchmarks/README.md).
 Cost: M times the parameters and time of fine-tuning.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bayesify.batch_norm import batch_norms
+from bayesify.clones import clone
 from bayesify.distributions.particles import Particles
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem, Run
 from bayesify.methods.fresh import fresh_weights
@@ -113,7 +113,7 @@ class OneByOne:
         found = [*self._done, self._finished()]
         fitted = [cast(Particles, each.q) for each in found]
         q = Particles.joined([*fitted, *waiting * [at_start]])
-        likelihood = copy.deepcopy(self._problem.likelihood)
+        likelihood = clone(self._problem.likelihood)
         averaged = {
             name: torch.stack([each.likelihood.state_dict()[name] for each in found]).mean(0)
             for name in likelihood.state_dict()
@@ -125,8 +125,8 @@ class OneByOne:
         return self._start(
             replace(
                 self._problem,
-                model=copy.deepcopy(self._problem.model),
-                likelihood=copy.deepcopy(self._problem.likelihood),
+                model=clone(self._problem.model),
+                likelihood=clone(self._problem.likelihood),
             )
         )
 

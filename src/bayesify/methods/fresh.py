@@ -1,6 +1,5 @@
 """Random starts: what makes members differ that are trained on the same batches."""
 
-import copy
 import inspect
 from collections.abc import Callable, Collection
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesify.clones import clone
 from bayesify.errors import UnsupportedModelError
 from bayesify.modes import is_frozen_norm, seeded
 from bayesify.types import Named
@@ -40,7 +40,7 @@ def fresh_starts(
         UnsupportedModelError: a module owns weights but has no way to draw them anew, or `build`
             makes another network.
     """
-    starts = [copy.deepcopy(model) for _ in range(members)]
+    starts = [clone(model) for _ in range(members)]
     with seeded(int(torch.randint(2**62, (), generator=generator)), "start", model):
         for start in starts:
             held = _held(start)
@@ -65,7 +65,7 @@ def fresh_weights(
     with seeded(int(torch.randint(2**62, (), generator=generator)), "start", model):
         for _ in range(members):
             for owner in owners:
-                module = copy.deepcopy(model.get_submodule(owner)).requires_grad_(True)
+                module = clone(model.get_submodule(owner)).requires_grad_(True)
                 if not _reset_(module):
                     raise _refusal(owner, module)
                 for name, each in module.named_parameters(owner):

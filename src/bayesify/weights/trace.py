@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from bayesify.batches import bare
 from bayesify.errors import UnsupportedModelError
 from bayesify.isolation import copied_inputs, isolated, version
 from bayesify.modes import evaluating
@@ -99,6 +100,7 @@ def call_as_is(model: nn.Module, inputs: Inputs) -> Any:
 
 def call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments that stand for `inputs`."""
+    inputs = bare(inputs)
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
