@@ -21,7 +21,7 @@ MODULES = {
 }
 
 FLOORS = [
-    "types errors options batches isolation modes frozen checkpointing cost version loading "
+    "types errors options batches isolation casting modes frozen checkpointing cost version loading "
     "certifying trunk feature_cache batch_norm calling "
     "weights numerics data models",
     "predictive likelihoods priors distributions",
