@@ -26,14 +26,18 @@ LOWERED = {
 """Operations that autocast lowers, and that `torch.vmap` hides from it."""
 
 
+NORMS = {F.batch_norm, F.group_norm}
+"""They take lower inputs beside single statistics, but under `torch.vmap` do not."""
+
+
 @contextmanager
 def cast_together() -> Iterator[None]:
     """Inside, `LOWERED` operations take the arguments that autocast would give them, if it is on.
 
     Example:
-        >>> x, w, b = torch.ones(2, 3), torch.ones(5, 4, 3), torch.ones(5, 4)
+        >>> x, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
         >>> with torch.autocast("cpu", dtype=torch.bfloat16), cast_together():
-        ...     torch.vmap(lambda w, b: F.linear(x, w, b))(w, b).dtype
+        ...     F.linear(x, weight, bias).dtype
         torch.bfloat16
     """
     if any(torch.is_autocast_enabled(each) for each in _devices()):
@@ -57,6 +61,8 @@ class _Lowering(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func in NORMS and args and args[0].dtype in (torch.bfloat16, torch.float16):
+            return func(args[0].float(), *args[1:], **kwargs).to(args[0].dtype)
         if func not in LOWERED:
             return func(*args, **kwargs)
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]

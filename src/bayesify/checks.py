@@ -1,6 +1,7 @@
 """The check of every example before any time is spent on training."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ def _pass(
         inputs, target = split_batch(batch)
         check_batch(inputs, target, f"batch {number}")
         if first is None:
+            _check_not_copied(inputs, target)
             first = to_device(inputs, device)
             output = _try(model, first, readout)
             _warn_if_random(model, first, readout, output)
@@ -101,6 +103,21 @@ def _check_finite(inputs: Inputs, target: Tensor, where: str) -> None:
             raise DataError(
                 f"{where}: {bad} of {tensor.numel()} numbers in the {what} are NaN or "
                 f"infinite; expected finite numbers. Drop or impute these examples."
+            )
+
+
+def _check_not_copied(inputs: Inputs, target: Tensor) -> None:
+    """Raise `DataError` when the labels of a text are the text: the identity would be learnt."""
+    if target.ndim < 2 or target.is_floating_point():
+        return
+    named = inputs.items() if isinstance(inputs, Mapping) else enumerate(tensors_of(inputs))
+    for name, each in named:
+        if isinstance(each, Tensor) and each.shape == target.shape and torch.equal(each, target):
+            raise DataError(
+                f"the labels equal the inputs `{name}` at every position, which a network learns "
+                f"by copying: expected for a language model the token that comes next. Shift them: "
+                f"ids[:, :-1] as inputs, ids[:, 1:] as labels, and for outputs (batch, positions, "
+                f"classes) readout=lambda output: output.logits.movedim(-1, 1)."
             )
 
 

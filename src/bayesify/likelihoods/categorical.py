@@ -67,7 +67,7 @@ class Categorical(Likelihood):
             raise ShapeError(
                 f"categorical likelihood: expected outputs (batch, classes, ...) and targets "
                 f"(batch, ...), got outputs {tuple(output.shape)} and targets "
-                f"{tuple(target.shape)}; targets are class indices, not one-hot rows."
+                f"{tuple(target.shape)}; {self._advice(output, target)}."
             )
         if target.is_floating_point() or target.is_complex():
             raise DataError(
@@ -80,6 +80,14 @@ class Categorical(Likelihood):
                 f"labels reach from {low} to {high}, but the model has {classes} outputs, so they "
                 f"must lie in 0..{classes - 1}; relabel the data or widen the last layer."
             )
+
+    def _advice(self, output: Tensor, target: Tensor) -> str:
+        if output.ndim > 2 and target.shape == output.shape[:-1]:
+            return (
+                "the classes come last, as in language models: move them to the second axis, "
+                "readout=lambda output: output.movedim(-1, 1) (or output.logits.movedim(-1, 1))"
+            )
+        return "targets are class indices, not one-hot rows"
 
     def options(self) -> dict[str, Any]:
         """The temperature."""
