@@ -82,3 +82,27 @@ def test_a_network_that_is_random_in_eval_mode_is_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check(X, Y, nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.BatchNorm1d(8)))
+
+
+class Speaking(nn.Module):
+    """Logits (batch, positions, tokens), as language models return them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 5), nn.Linear(5, 7)
+
+    def forward(self, input_ids):
+        return self.head(self.embed(input_ids))
+
+
+def test_labels_that_are_the_text_itself_are_refused_and_shifted_ones_taken():
+    ids = torch.randint(7, (4, 6), generator=torch.Generator().manual_seed(0))
+    second = lambda output: output.movedim(-1, 1)  # noqa: E731
+    for readout in (second, read_tensor):
+        batch = {"input_ids": ids, "labels": ids.clone()}
+        with pytest.raises(DataError, match=r"labels equal the inputs `input_ids` .*Shift them"):
+            check_data([batch], Speaking(), Categorical(), readout)
+    shifted = [{"input_ids": ids[:, :-1], "labels": ids[:, 1:]}]
+    with pytest.raises(ShapeError, match=r"classes come last.* readout=lambda output: output.mov"):
+        check_data(shifted, Speaking(), Categorical(), read_tensor)
+    check_data(shifted, Speaking(), Categorical(), second)

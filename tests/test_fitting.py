@@ -306,6 +306,17 @@ def test_lists_of_tensors_are_data_too():
     assert fit(net(), [X, Y], MAP(epochs=1)).record.num_data == 40
 
 
+def test_peak_memory_has_the_copy_of_the_network_in_it():
+    wide, x, y = nn.Linear(4096, 4096), torch.randn(2, 4096), torch.tensor([0, 1])
+    peaks = [
+        fit(wide, (x, y), MAP(epochs=1), copy=copy).record.peak_memory_bytes
+        for copy in (True, False)
+    ]
+    if peaks[0] is None:
+        pytest.skip("the system does not tell")
+    assert peaks[0] - peaks[1] > 0.7 * wide.weight.nbytes
+
+
 def test_seconds_of_the_method_itself_are_apart_from_those_of_all():
     record = fit(net(), (X, Y), STF(pretrain=MAP(epochs=20), epochs=1), batch_size=4).record
     assert 0 < record.seconds_per_epoch < 0.5 * record.seconds

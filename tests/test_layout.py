@@ -21,8 +21,8 @@ MODULES = {
 }
 
 FLOORS = [
-    "types errors options batches isolation modes frozen checkpointing cost version loading "
-    "certifying trunk feature_cache batch_norm calling "
+    "types errors options batches isolation casting modes frozen checkpointing cost version "
+    "loading certifying trunk feature_cache batch_norm calling "
     "weights numerics data models",
     "predictive likelihoods priors distributions",
     "forward chunking",
@@ -96,6 +96,7 @@ COVERED_ELSEWHERE = {
     "methods.laplace_limits": "methods/test_laplace.py meets each refusal",
     "methods.laplace_torch": "methods/test_laplace.py asks it for known curvature",
     "methods.layerwise_options": "options and numbers; methods/test_bali.py sets them",
+    "calling": "test_forward.py, over all that goes through it, and test_isolation.py",
     "callbacks": "a protocol; test_fitting.py has one that watches",
     "weights.noise_scope": "conformance/test_joint_law.py",
     "distributions.members": "abstract; conformance/test_distributions.py",

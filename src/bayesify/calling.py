@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bayesify.casting import cast_together
 from bayesify.checkpointing import check_error
 from bayesify.errors import UnsupportedModelError
 from bayesify.isolation import Fresh, copied_inputs, isolated
@@ -56,7 +57,7 @@ def call_at(
         readout: Turns what it returns into a tensor.
         within: Makes the context of the call alone, e.g. `Trunk.replay`.
     """
-    given = inputs() if isinstance(inputs, Fresh) else copied_inputs(inputs)
+    given = inputs.copy if isinstance(inputs, Fresh) else copied_inputs(inputs)
     args, kwargs = call_arguments(given)
     with isolated(model, with_held_rows(model, weights)) as named, within():
         return readout(functional_call(model, named, args, kwargs))
@@ -76,7 +77,7 @@ def at_once(call: Callable[..., Any], what: str, in_dims: Any = 0) -> Callable[.
 
     def run(*args: Any) -> Any:
         try:
-            with attention_for_vmap():
+            with attention_for_vmap(), cast_together():
                 return torch.vmap(call, in_dims=in_dims, randomness="different")(*args)
         except RuntimeError as error:
             check_error(error)

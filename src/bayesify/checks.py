@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,7 @@ def _pass(
         check_batch(inputs, target, f"batch {number}")
         lengths.add(inputs, f"batch {number}")
         if first is None:
+            _check_not_copied(inputs, target)
             first = to_device(inputs, device)
             output = forward_once(model, first, readout)
             _warn_if_random(model, first, readout, output)
@@ -143,6 +145,21 @@ def _check_finite(inputs: Inputs, target: Tensor, where: str) -> None:
                 f"{where}: {int(bad.sum())} of {tensor.numel()} numbers in the {what} are NaN or "
                 f"infinite; expected finite numbers (or a mask that holds 0 and -inf alone). Drop "
                 f"or impute these examples."
+            )
+
+
+def _check_not_copied(inputs: Inputs, target: Tensor) -> None:
+    """Raise `DataError` when the labels of a text are the text: the identity would be learnt."""
+    if target.ndim < 2 or target.is_floating_point():
+        return
+    named = inputs.items() if isinstance(inputs, Mapping) else enumerate(tensors_of(inputs))
+    for name, each in named:
+        if isinstance(each, Tensor) and each.shape == target.shape and torch.equal(each, target):
+            raise DataError(
+                f"the labels equal the inputs `{name}` at every position, which a network learns "
+                f"by copying: expected for a language model the token that comes next. Shift them: "
+                f"ids[:, :-1] as inputs, ids[:, 1:] as labels, and for outputs (batch, positions, "
+                f"classes) readout=lambda output: output.logits.movedim(-1, 1)."
             )
 
 

@@ -34,6 +34,9 @@ from bayesify.weights.taped import Tape, TapedWeight
 DRAWN_AT_ONCE = 8
 """Samples drawn together at least, however few are run together: drawing has a cost per call."""
 
+NO_STORAGE = "doesn't have storage"
+"""What torch says where an operation without a forward derivative reads a tensor's memory."""
+
 GRADIENTS = 2**25
 """Numbers that the gradients of the examples of a chunk may hold together."""
 
@@ -68,14 +71,14 @@ def outputs(
         UnsupportedModelError: when `torch.vmap` cannot run the model, or it is checkpointed.
     """
     size = (q.size(n) if chunk_size is None else min(chunk_size, q.size(n))) if vectorize else 1
-    given = Fresh(inputs) if size == 1 else inputs  # one copy for all, until it is written into
+    given = Fresh(inputs)
 
     def call(draw_one: Draw) -> Tensor:
         return call_at(model, q.weights(draw_one), given, readout, within=within)
 
     with no_checkpointing(), _base_frozen(q, size):
         draws = q.draws(n, max(size, DRAWN_AT_ONCE), generator=generator)
-        return _over_draws(call, draws, size)
+        return _over_draws(call, draws, size, given)
 
 
 def own_outputs(
@@ -143,10 +146,10 @@ def linearised_outputs(
         UnsupportedModelError: a layer has no derivative in forward mode, `torch.vmap` cannot run
             the model, or it is checkpointed.
     """
-    center = q.point()
+    center, given = q.point(), Fresh(inputs)
 
     def at(weights: Named) -> Tensor:
-        return call_at(model, weights, inputs, readout)
+        return call_at(model, weights, given, readout)
 
     def call(draw_one: Draw) -> Tensor:
         drawn = q.weights(draw_one).items()
@@ -159,10 +162,10 @@ def linearised_outputs(
     try:
         with no_checkpointing(), attention_for_vmap():
             draws = q.draws(n, max(size, DRAWN_AT_ONCE), generator=generator)
-            return _over_draws(call, draws, size)
+            return _over_draws(call, draws, size, given)
     except RuntimeError as error:
         check_error(error)
-        if not isinstance(error, NotImplementedError):
+        if not isinstance(error, NotImplementedError) and NO_STORAGE not in str(error):
             raise
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be linearised: {str(error).splitlines()[0]} Sample its "
@@ -321,8 +324,18 @@ def _parts(draw: Draw, size: int) -> Iterator[Draw]:
         yield draw if size >= held else tree_map(lambda each, a=start: each[a : a + size], draw)
 
 
-def _over_draws(call: Callable[[Draw], Tensor], draws: Iterable[Draw], size: int) -> Tensor:
-    results = [_over_samples(call, part) for draw in draws for part in _parts(draw, size)]
+def _over_draws(
+    call: Callable[[Draw], Tensor],
+    draws: Iterable[Draw],
+    size: int,
+    given: Fresh | None = None,
+) -> Tensor:
+    """`call` over all draws, `size` samples at once; it calls the model once, with `given`."""
+    results = []
+    for part in (part for draw in draws for part in _parts(draw, size)):
+        results.append(_over_samples(call, part))
+        if given is not None:
+            given.renew()
     return results[0] if len(results) == 1 else torch.cat(results)
 
 

@@ -53,29 +53,32 @@ def lock_of(model: nn.Module) -> Any:
 class Fresh:
     """Inputs for one call after another: as they are now, whatever the calls write into them.
 
-    The caller's tensors are never given. The copy is made anew only after it was written into, and
-    may be made of plain tensors only, outside of `torch.vmap` and its like.
+    The caller's tensors are never given.
+
+    Attributes:
+        copy: What the next call is given.
 
     Example:
         >>> x = torch.zeros(2)
         >>> given = Fresh(x)
-        >>> _ = given().add_(1)
-        >>> x.tolist(), given().tolist()
+        >>> _ = given.copy.add_(1)
+        >>> given.renew()
+        >>> x.tolist(), given.copy.tolist()
         ([0.0, 0.0], [0.0, 0.0])
     """
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        self._copy: Inputs | None = None
-        self._before: list[tuple[Tensor, int]] = []
+        self._make()
 
-    def __call__(self) -> Inputs:
-        """For the next call."""
-        written = any(e.is_inference() or version(e) != was for e, was in self._before)
-        if self._copy is None or written:
-            self._copy = copied_inputs(self._inputs)
-            self._before = [(each, version(each)) for each in tensors_of(self._copy)]
-        return self._copy
+    def renew(self) -> None:
+        """Between two calls, outside of `torch.vmap`: copy again if the last one wrote."""
+        if any(each.is_inference() or version(each) != was for each, was in self._before):
+            self._make()
+
+    def _make(self) -> None:
+        self.copy = copied_inputs(self._inputs)
+        self._before = [(each, version(each)) for each in tensors_of(self.copy)]
 
 
 def copied_inputs(inputs: Inputs) -> Inputs:

@@ -69,7 +69,7 @@ class Categorical(Likelihood):
             raise ShapeError(
                 f"categorical likelihood: expected outputs (batch, classes, ...) and targets "
                 f"(batch, ...), got outputs {tuple(output.shape)} and targets "
-                f"{tuple(target.shape)}; targets are class indices, not one-hot rows."
+                f"{tuple(target.shape)}; {self._advice(output, target)}."
             )
         if target.is_floating_point() or target.is_complex():
             raise DataError(
@@ -92,6 +92,14 @@ class Categorical(Likelihood):
         share = torch.bincount(labels) / len(labels)
         own = sum(-self.log_prob(outputs[None], target).sum().item() for outputs, target in batches)
         return own / len(labels), torch.special.entr(share).sum().item()
+
+    def _advice(self, output: Tensor, target: Tensor) -> str:
+        if output.ndim > 2 and target.shape == output.shape[:-1]:
+            return (
+                "the classes come last, as in language models: move them to the second axis, "
+                "readout=lambda output: output.movedim(-1, 1) (or output.logits.movedim(-1, 1))"
+            )
+        return "targets are class indices, not one-hot rows"
 
     def options(self) -> dict[str, Any]:
         """The temperature."""
