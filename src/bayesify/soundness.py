@@ -7,7 +7,6 @@ noise in all layers of a deep network with ten times that, so the bound is far f
 """
 
 import torch
-from torch import Tensor
 
 from bayesify.batches import rows
 from bayesify.errors import DivergenceError
@@ -68,13 +67,9 @@ ADVICE = (
 
 def _check_finite(named: Named, what: str) -> None:
     for name, each in named.items():
-        if _is_number(each) and not bool(torch.isfinite(each).all()):
+        if not bool(torch.isfinite(each).all()):  # whole numbers always are
             bad = int((~torch.isfinite(each)).sum())
             raise DivergenceError(
                 f"the fit ended with a posterior that is not finite: {bad} of {each.numel()} "
                 f"numbers of its {what} ({name}) are NaN or infinite. {ADVICE}"
             )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())

@@ -153,7 +153,8 @@ def _judged(problem: Problem) -> _Judged:
     likelihood = problem.likelihood
     with torch.no_grad():
         found = likelihood.against_constant(list(_outputs(problem, problem.batches(), EXAMPLES)))
-    return _Judged(*(found or (None, None)), likelihood.error_name)
+    network, constant = found or (None, None)
+    return _Judged(network, constant, likelihood.error_name)
 
 
 def _reason(judged: _Judged | None) -> str:

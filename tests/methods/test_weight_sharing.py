@@ -338,7 +338,7 @@ def test_as_many_codes_as_an_int16_holds():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mean_field": MeanFieldVI()}, r"mean_field=.*pretrain=None.*move it there"),
+        ({"mean_field": MeanFieldVI(pretrain=MAP())}, r"mean_field=.*pretrain=None.*move it there"),
         ({"law": "fixed", "epochs": 1}, "law='fixed'.*nothing random"),
         ({"law": "martial"}, "law='martial'.*'per_weight', 'per_layer'"),
         ({"outlier_rule": "taste"}, "outlier_rule='taste'.*'quantisation', 'magnitude'"),

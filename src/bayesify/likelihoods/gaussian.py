@@ -121,8 +121,7 @@ class Gaussian(Likelihood):
         One that has been trained before, or that is held (`requires_grad_(False)`), stays. The
         result is at least `MIN_VARIANCE` times the mean square of the targets about their mean.
         """
-        held = self.log_scale is None or not self.log_scale.requires_grad
-        if held or self.log_scale.item() != 0:
+        if self.log_scale is None or not self.log_scale.requires_grad or self.log_scale.item() != 0:
             return False
         with torch.no_grad():
             wide = outputs.to(single_or_better(outputs.dtype))
