@@ -230,7 +230,7 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
         )
         run = phase.start(rehearsal)
         with seeded(0, model), warnings.catch_warnings(action="ignore"):  # of one batch
-            run.step(own.example, own.example_target)
+            run.step(own.example, own.example_target)  # type: ignore[arg-type]
         trained = run.posterior()
         with torch.no_grad():
             trained.outputs(first_example(own.example), num_samples=2)
