@@ -441,6 +441,9 @@ class Gate(nn.Module):
         super().__init__()
         self.gate, self.layer = nn.Parameter(torch.tensor(0.5)), nn.Linear(4, 3)
 
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.gate, 0.5)
+
     def forward(self, x):
         return self.gate * self.layer(x)
 

@@ -57,6 +57,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of torch, for bags
 @pytest.mark.parametrize("bag", [False, True])
 @pytest.mark.parametrize("method", METHODS, ids=lambda each: type(each).__name__)
 def test_padding_changes_no_prediction(method, bag, tmp_path):

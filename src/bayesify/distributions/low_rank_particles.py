@@ -127,7 +127,7 @@ class LowRankParticles(Members):
             spread = noise * size * math.sqrt(3 * d / r) / scale  # entries of down: var 1 / (3 d)
             up[name] = spread * standard_normal(like.new_empty(members, m, r), generator)
             if name in held:
-                up[name][:, held[name]] = 0
+                up[name][:, held[name][0]] = 0
         statistics = buffers_of(model)
         return cls(
             down,

@@ -49,7 +49,7 @@ def held_rows(
         name: (index, module.weight.detach()[index])
         for name, module in tables.items()
         if readers[id(module.weight)] == 1 and (names is None or name in names)
-        for index in [module.padding_idx % module.num_embeddings]
+        for index in [(module.padding_idx or 0) % module.num_embeddings]
     }
 
 
@@ -83,33 +83,33 @@ class HeldRow(StructuredWeight):
 
     Args:
         table: Plain, or structured itself, (rows, size).
-        index: Of the row.
+        position: Of the row.
         row: What stands there, (size).
     """
 
     table: Tensor
-    index: int
+    position: int
     row: Tensor
 
-    def __new__(cls, table: Tensor, index: int, row: Tensor) -> Self:
+    def __new__(cls, table: Tensor, position: int, row: Tensor) -> Self:
         """Wrap `table`; the instance shares its memory."""
         with torch._C.DisableTorchFunctionSubclass():
             weight = table.as_subclass(cls)
-        weight.table, weight.index, weight.row = table, index, row
+        weight.table, weight.position, weight.row = table, position, row
         return weight
 
     def look_up(self, indices: Tensor, padding: int | None) -> Tensor:
         """Rows as the table gives them, but for the fixed one."""
-        inner = isinstance(self.table, StructuredWeight)
-        look_up = self.table.look_up if inner else self._rows
-        found = look_up(indices, padding)
-        return torch.where((indices == self.index).unsqueeze(-1), self.row.to(found.dtype), found)
+        if isinstance(self.table, StructuredWeight):
+            found = self.table.look_up(indices, padding)
+        else:
+            found = F.embedding(indices, self.table, padding)
+        return torch.where(
+            (indices == self.position).unsqueeze(-1), self.row.to(found.dtype), found
+        )
 
     def dense(self) -> Tensor:
         """The table as a plain tensor."""
         table = self.table.dense() if isinstance(self.table, StructuredWeight) else self.table
-        fixed = (torch.arange(len(table), device=table.device) == self.index).unsqueeze(-1)
+        fixed = (torch.arange(len(table), device=table.device) == self.position).unsqueeze(-1)
         return torch.where(fixed, self.row.to(table.dtype), table)
-
-    def _rows(self, indices: Tensor, padding: int | None) -> Tensor:
-        return F.embedding(indices, self.table, padding)
