@@ -21,8 +21,8 @@ MODULES = {
 }
 
 FLOORS = [
-    "types errors options batches streams replacing modes frozen checkpointing cost version loading "
-    "certifying trunk feature_cache batch_norm "
+    "types errors options batches streams replacing modes frozen checkpointing cost version "
+    "loading certifying trunk feature_cache batch_norm "
     "weights numerics data models",
     "predictive likelihoods priors distributions",
     "forward chunking",
