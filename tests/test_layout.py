@@ -21,8 +21,8 @@ MODULES = {
 }
 
 FLOORS = [
-    "types errors options batches isolation casting modes frozen checkpointing cost version "
-    "loading certifying trunk feature_cache batch_norm calling "
+    "types errors options batches isolation casting streams replacing modes frozen checkpointing "
+    "cost version loading certifying trunk feature_cache batch_norm calling "
     "weights numerics data models",
     "predictive likelihoods priors distributions",
     "forward chunking",

@@ -205,7 +205,10 @@ def _outputs(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the network returns for the first batches, and their targets."""
     seen = numbers = 0
-    with evaluating(problem.model), seeded(0, "check", problem.model):  # training draws as without a look
+    with (
+        evaluating(problem.model),
+        seeded(0, "check", problem.model),
+    ):  # training draws as without a look
         for inputs, target in batches:
             outputs = problem.readout(call(problem.model, inputs))
             yield outputs, target
