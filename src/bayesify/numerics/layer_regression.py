@@ -114,7 +114,7 @@ class LayerRegression:
             covariance=covariance,
             row=row,
             column=column,
-            damping=mean.new_full((len(mean),), damping),
+            damping=mean.new_zeros(len(mean)),
         )
 
     def with_fisher(
