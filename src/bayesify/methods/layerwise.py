@@ -270,8 +270,7 @@ class LayerwiseRun:
         precision = self.likelihood.output_precision(outputs)
         if precision is None or not self.options.forward_noise:
             return outputs
-        held = copied(self.buffers)
-        mean, _ = self.look(inputs)
+        held, (mean, _) = copied(self.buffers), self.look(inputs)
         self.buffers = held
         return with_joint_spread(outputs, mean, precision)
 
