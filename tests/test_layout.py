@@ -43,6 +43,9 @@ SPECIALISES = {
     ("bali", "learnt_layer"),
     ("layerwise", "layerwise_options"),
     ("layerwise", "layerwise_state"),
+    ("bali", "layerwise_checks"),
+    ("layerwise", "layerwise_checks"),
+    ("layerwise_checks", "learnt_layer"),
     ("layerwise_state", "learnt_layer"),
     ("layerwise", "learnt_layer"),
     ("bella", "fresh"),  # new heads

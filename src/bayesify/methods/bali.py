@@ -9,12 +9,21 @@ Its equations were not at hand: those below are our completion, and each open ch
 
     layer       T | H, W ~ MN(H W, I, V),  W ~ MN(0, I / tau, V)   =>   W ~ MN(M, P^-1, V)
                 H: rows of features, with a constant 1 for the bias; for a convolution its patches
-    targets     T = H M - G V,   G = d(-log p) / d(outputs), summed over examples
+    targets     T = H M - G V,   G = d(-log p) / d(outputs), summed over examples; of a Gaussian
+                output Z - G V, the data themselves, so that this layer is exact regression
     noise       V = (F + delta I)^-1,  F the Fisher information of labels drawn from the model;
-                of a Gaussian output its own variance, so that this layer is exact regression
+                of a Gaussian output its own variance
     batches     P   <- (1 - rho) P   + rho (w H^T H + tau I),  w = N / (B T)
                 P M <- (1 - rho) P M + rho w H^T (pseudo-targets)     (rho: cosine after a warm-up)
-    noise s^2   of a Gaussian: moving average of squared residuals of noisy forward passes
+    noise s^2   of a Gaussian: s^2 <- |y - mean f|^2 / N + (1 - exp(-p / N)) s^2, a moving average;
+                p effective parameters, from the spread of noisy forward passes
+    bounds      of a Gaussian: no layer has more than N / 2 effective parameters; delta, or tau of
+                the output, rises until that holds
+
+The noise and the two bounds are ours. Without them s^2 -> V -> spread of the outputs -> s^2 is a
+loop of gain p / N, where p = sum of tr(F V) tr(P^-1 H^T H) over the layers: Kronecker factors each
+learn from all the data, so p goes up to the number of weights, however few the data are, and above
+N the noise grows without end. In a joint regression p < N.
 
 It starts from the network's weights, or from He's, with the second moments of the features that
 they cause (one pass over the data): from zero statistics the first batch would be fitted
@@ -34,17 +43,17 @@ from dataclasses import dataclass, fields, replace
 
 from torch import Tensor, nn
 
-from bayesify.batches import batch_size, first_example, to_device
+from bayesify.batches import batch_size, to_device
 from bayesify.clones import clone
 from bayesify.distributions.matrix_normal import Layer, MatrixNormal
 from bayesify.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import Method, Pretrain, Problem
 from bayesify.methods.layerwise import LayerwiseRun
+from bayesify.methods.layerwise_checks import check_likelihood, check_precision, probe
 from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.methods.starts import starts
-from bayesify.modes import evaluating
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.options import ByTask, check_options, option, register
 from bayesify.posterior import WeightPosterior
@@ -147,7 +156,8 @@ class BALI(LayerwiseOptions):
 
     def start(self, problem: Problem) -> LayerwiseRun:
         """Find the layers, look at the data once, and begin."""
-        _check_likelihood(problem.likelihood)
+        check_likelihood(problem.likelihood)
+        check_precision(problem.model)
         learnt = self._learnt(problem.model, problem.example)
         weights, buffers = starts(problem, self.members, learnt.names)
         run = self._run(
@@ -156,7 +166,7 @@ class BALI(LayerwiseOptions):
             points={name: weights[name] for name in learnt.points},
             buffers=buffers,
         )
-        _probe(run, problem.example)
+        probe(run, problem.example)
         if self.first_weights == "he":
             for layer in run.layers:
                 layer.draw_anew_(problem.generator)
@@ -210,7 +220,7 @@ class BALI(LayerwiseOptions):
         )
         run.steps = self.refresh  # not the first: F is an average already
         run.record = record
-        _probe(run, example)
+        probe(run, example)
         return run
 
     def _learnt(self, model: nn.Module, example: Inputs) -> "Learnt":
@@ -318,23 +328,3 @@ def _matrix(linear_map: LinearMap, law: Layer, weights: Named) -> Tensor:
     """W~ (K, a, b) of a layer."""
     bias = None if law.bias is None else weights[law.bias]
     return linear_map.matrix(weights[law.weight], bias)
-
-
-def _check_likelihood(likelihood: Likelihood) -> None:
-    learnt = [name for name, each in likelihood.named_parameters() if each.requires_grad]
-    if learnt and type(likelihood).reestimate_ is Likelihood.reestimate_:
-        raise OptionError(
-            f"{type(likelihood).__name__} learns {', '.join(learnt)} by a gradient, which BALI "
-            f"does not follow; define `reestimate_`, or fix them (requires_grad_(False))."
-        )
-
-
-def _probe(run: LayerwiseRun, inputs: Inputs) -> None:
-    """See how a pass uses each layer: rows of an example, noise, whether it makes the output."""
-    scopes = noise_scopes(run.model, inputs)
-    with evaluating(run.model):
-        _, tape = run.look(first_example(inputs))
-    for layer in run.layers:
-        layer.is_output = tape.is_output(layer.name)
-        layer.rows_per_example = layer.features(tape).shape[1]
-        layer.scope = scopes.get(layer.name, NoiseScope.BATCH)

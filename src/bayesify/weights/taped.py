@@ -70,6 +70,10 @@ class Tape:
         """For each use of the weight, the gradient of its output, (M, B, ...), zero for none."""
         return [torch.cat([_gradient(use) for use in uses]) for uses in self._uses(name)]
 
+    def results(self, name: str) -> list[Tensor]:
+        """For each use of the weight, what came out of it: (M, B, ...), with its noise."""
+        return [torch.cat([use.output for use in uses]) for uses in self._uses(name)]
+
     def is_output(self, name: str) -> bool:
         """Whether all that was done with this weight was to make what the model returned."""
         uses, outputs = self.calls[-1].get(name, []), self.outputs
