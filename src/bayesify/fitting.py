@@ -24,7 +24,7 @@ from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.modes import seeded
 from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
-from bayesify.rehearsal import rehearse_step
+from bayesify.rehearsal import in_words, step_on_smallest
 from bayesify.samplers import check_one_process, different, num_data
 from bayesify.types import Inputs, Readout
 from bayesify.version import __version__
@@ -234,10 +234,11 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
             generator=torch.Generator().manual_seed(0),
             trained=trained,
         )
-        run = phase.start(rehearsal)
-        rehearse_step(run, rehearsal, type(phase).__name__)
-        trained = run.posterior()
-        with torch.no_grad():
+        with in_words(type(phase).__name__, rehearsal), torch.no_grad():
+            with torch.enable_grad():
+                run = phase.start(rehearsal)
+                step_on_smallest(run, rehearsal)
+                trained = run.posterior()
             trained.outputs(first_example(own.example), num_samples=2)
 
 
