@@ -144,5 +144,5 @@ def test_nodes_of_a_graph_are_told_to_be_positions_of_one_example():
 
 def test_batch_norm_without_statistics_is_told():
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
-    with pytest.raises(UnsupportedModelError, match="`1` of Sequential .*without statistics"):
+    with pytest.raises(UnsupportedModelError, match=r"`1` of Sequential .*without statistics"):
         check(X, Y, model)

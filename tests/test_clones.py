@@ -41,7 +41,7 @@ MADE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:There is a performance drop")
 @pytest.mark.parametrize("name", MADE)
 def test_a_network_that_holds_a_graph_is_copied_fitted_saved_and_loaded(name, tmp_path):
     net = MADE[name]()

@@ -132,7 +132,7 @@ METHODS = {
     "Laplace": (Laplace(pretrain=None, structure="full", prior_precision=1.0), 16, 0.02),
     "DiagonalLaplace": (
         DiagonalLaplace(
-            pretrain=None, factor=1.0, labels=400, prior_scale=1.0, prior_relative=False
+            pretrain=None, factor=1.0, labels=150, prior_scale=1.0, prior_relative=False
         ),
         16,
         0.02,
@@ -155,9 +155,10 @@ METHODS = {
     "MeanFieldVI": (
         MeanFieldVI(
             pretrain=None,
-            epochs=300,
+            epochs=500,
             lr=0.03,
-            scale_lr=0.05,
+            scale_lr=0.03,
+            initial_scale=0.2,
             prior_scale=1.0,
             prior_relative=False,
             prior_loc="zero",

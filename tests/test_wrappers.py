@@ -43,6 +43,7 @@ def test_the_network_inside_is_fitted_and_the_wrapper_stays(name, tmp_path):
     assert torch.equal(again.outputs(X), want)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torch_script_is_refused_also_as_a_part():
     scripted = torch.jit.script(net())
     for model in (scripted, torch.jit.trace(net(), X[:2]), nn.Sequential(scripted)):

@@ -230,7 +230,8 @@ def test_a_learnt_noise_is_averaged_over_the_iterates(monkeypatch):
     method = swag(epochs=4, collect_every=1)
     posterior = fit(nn.Linear(2, 1), (x, y), method, likelihood="gaussian")
     got = posterior.likelihood.state_dict()["log_scale"].item()
-    assert got == pytest.approx(np.mean([0.0, *seen[1:]])  # the first is rehearsed, rel=1e-5)
+    trained = seen[1:]  # the first step is the rehearsal's
+    assert got == pytest.approx(np.mean([0.0, *trained]), rel=1e-5)
     assert got != pytest.approx(seen[-1], rel=1e-2)
 
 
