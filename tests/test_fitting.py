@@ -127,7 +127,7 @@ BAD = {
     "single examples": (
         {"data": DataLoader(TensorDataset(X, Y), batch_size=None)},
         ShapeError,
-        "expected the batch as the first axis",
+        "expected targets with a batch axis",
     ),
     # model
     "wrong inputs": ({"data": (X[:, :3], Y)}, UnsupportedModelError, r"shape \(14, 3\).*expects"),

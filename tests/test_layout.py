@@ -22,14 +22,15 @@ MODULES = {
 
 FLOORS = [
     "types errors options batches isolation casting streams replacing modes frozen checkpointing "
-    "cost version loading certifying trunk feature_cache batch_norm calling "
+    "cost version loading certifying trunk feature_cache batch_norm calling samplers clones "
+    "wrappers single_examples "
     "weights numerics data models",
     "predictive likelihoods priors distributions",
     "forward chunking",
     "posterior objective checks rescaling dropout linearised probit",
     "methods",
-    "callbacks starting soundness fitting persistence adapters progress streaming recalibration "
-    "compression",
+    "callbacks rehearsal starting soundness fitting persistence adapters progress streaming "
+    "recalibration compression",
     "evaluation",
     "report compare cli __init__ __main__",
 ]
@@ -94,6 +95,7 @@ HEAVY = [
 COVERED_ELSEWHERE = {
     "errors": "every error is raised in the test of the module that raises it",
     "types": "names only",
+    "single_examples": "test_checks.py meets each refusal",
     "version": "a name only",
     "methods.layerwise_state": "test_streaming.py saves a run and goes on",
     "methods.laplace_limits": "methods/test_laplace.py meets each refusal",

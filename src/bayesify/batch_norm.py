@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bayesify.errors import UnsupportedModelError
+from bayesify.errors import DataError, UnsupportedModelError
 from bayesify.modes import evaluating
 from bayesify.types import Inputs
 from bayesify.weights.trace import call
@@ -47,6 +47,7 @@ def averaging(model: nn.Module, norms: Mapping[str, _BatchNorm] | None = None) -
 
     Raises:
         UnsupportedModelError: when there is no batch norm.
+        DataError: a batch holds one example alone.
     """
     norms = batch_norms(model) if norms is None else norms
     if not norms:
@@ -61,6 +62,13 @@ def averaging(model: nn.Module, norms: Mapping[str, _BatchNorm] | None = None) -
             norm.momentum = None  # torch's word for a plain average
         try:
             yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise DataError(
+                "a batch holds one example, which has no variance; let no batch be so small "
+                "(drop_last=True, or pass the data set itself, which is cut into even batches)."
+            ) from error
         finally:
             for name, norm in norms.items():
                 norm.eval()

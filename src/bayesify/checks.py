@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from bayesify.batches import batch_size, split_batch, tensors_of, to_device
 from bayesify.errors import BayesifyError, DataError, ShapeError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
 from bayesify.modes import evaluating
+from bayesify.posterior import Posterior
 from bayesify.single_examples import Lengths, check_examples
 from bayesify.trunk import TOLERANCE, close
 from bayesify.types import Inputs, Readout
@@ -60,6 +62,13 @@ def check_data(
             f"all targets equal {found.targets.pop():g}: there is nothing to learn; expected at "
             f"least two classes (or values). Is the data sorted and cut?"
         )
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise UnsupportedModelError(
+                f"`{name}` of {type(model).__name__} is a batch norm without statistics "
+                f"(track_running_stats=False): what it gives for an example depends on the rest of "
+                f"the batch, also in eval mode. Let it keep them, or take another norm."
+            )
     check_examples(model, found.first, readout)
     return found
 
@@ -76,6 +85,28 @@ def check_held_out(
         _pass(loader, model, likelihood, readout)
     except BayesifyError as error:
         raise type(error)(f"validation: {error}") from error
+
+
+def check_labelled(posterior: Any, loader: DataLoader[Any]) -> None:
+    """A pass over examples that a posterior is to be judged on, before it predicts them.
+
+    Args:
+        posterior: What predicts; the targets of one that is not ours are left alone.
+        loader: Batches.
+
+    Raises:
+        BayesifyError: as `check_data`, except that there may be few examples, and of one class.
+    """
+    output: Tensor | None = None
+    for number, batch in enumerate(loader):
+        inputs, target = split_batch(batch)
+        check_batch(inputs, target, f"batch {number}")
+        if not isinstance(posterior, Posterior):
+            continue
+        if output is None:
+            few = to_device(inputs, posterior.device)
+            output = posterior.outputs(few, num_samples=1)[0, :1].detach().cpu()
+        posterior.likelihood.check(output.expand(len(target), *output.shape[1:]), target)
 
 
 def _pass(

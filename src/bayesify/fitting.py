@@ -26,7 +26,7 @@ from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.modes import seeded
 from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
-from bayesify.rehearsal import rehearse_step
+from bayesify.rehearsal import in_words, step_on_smallest
 from bayesify.samplers import check_one_process, different, num_data
 from bayesify.soundness import check_sound
 from bayesify.starting import begun, phases_of
@@ -238,10 +238,11 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
             generator=stream(0, "rehearsal"),
             trained=trained,
         )
-        run = phase.start(rehearsal)
-        rehearse_step(run, rehearsal, type(phase).__name__)
-        trained = run.posterior()
-        with torch.no_grad():
+        with in_words(type(phase).__name__, rehearsal), torch.no_grad():
+            with torch.enable_grad():
+                run = phase.start(rehearsal)
+                step_on_smallest(run, rehearsal)
+                trained = run.posterior()
             trained.outputs(first_example(own.example), num_samples=2)
 
 

@@ -61,7 +61,6 @@ from bayesify.streams import stream
 from bayesify.types import Inputs, Named, Where
 from bayesify.weights.linear_maps import LinearMap, roles
 from bayesify.weights.named import copied, weights_of
-from bayesify.weights.noise_scope import NoiseScope, noise_scopes
 from bayesify.weights.select import all_weights
 
 FIRST_COVARIANCE = 0.1
