@@ -23,7 +23,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bayesify.clones import clone
 from bayesify.distributions import DISTRIBUTIONS
 from bayesify.dropout import DropoutPosterior
 from bayesify.errors import BayesifyError, LoadError, OptionError, UnsupportedModelError
@@ -35,7 +34,7 @@ from bayesify.priors import NormalPrior
 from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
 from bayesify.types import Named, Readout
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
-from bayesify.wrappers import unwrap_parts_, unwrapped
+from bayesify.wrappers import bare_copy
 
 FORMAT = "bayesify posterior"
 FORMAT_VERSION = 3  # version 2, which is read too, said `dropout` where 3 names the posterior
@@ -140,10 +139,7 @@ def _rebuilt(
     folder: Path, manifest: dict[str, Any], model: nn.Module, readout: Readout | None
 ) -> WeightPosterior:
     parts = {part: _read_part(folder, part, manifest) for part in PARTS}
-    if not any("_orig_mod." in name for name in [*manifest["model"]["tensors"], *parts["base"]]):
-        model = unwrap_parts_(clone(unwrapped(model)))
-    else:  # of an older version, which kept the wrapper
-        model = clone(model)
+    model = bare_copy(model, named=[*manifest["model"]["tensors"], *parts["base"]])
     _check_model(manifest, parts["base"], model, folder)
     if manifest["custom_readout"] and readout is None:
         raise LoadError(f"{folder} was fitted with a readout of its own; pass the same `readout=`.")
