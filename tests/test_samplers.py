@@ -132,9 +132,9 @@ METHODS = {
     "Laplace": (Laplace(pretrain=None, structure="full", prior_precision=1.0), 16, 0.02),
     "DiagonalLaplace": (
         DiagonalLaplace(
-            pretrain=None, factor=1.0, labels=150, prior_scale=1.0, prior_relative=False
+            pretrain=None, factor=1.0, labels=800, prior_scale=1.0, prior_relative=False
         ),
-        16,
+        PART,
         0.02,
     ),
     "BALI": (

@@ -9,7 +9,7 @@ import copy
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from torch._C import _functorch  # type: ignore[reportAttributeAccessIssue]
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
 from bayesify.errors import UnsupportedModelError

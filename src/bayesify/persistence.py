@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bayesify.clones import clone
 from bayesify.distributions import DISTRIBUTIONS
 from bayesify.dropout import DropoutPosterior
 from bayesify.errors import BayesifyError, LoadError, OptionError, UnsupportedModelError
@@ -33,7 +32,7 @@ from bayesify.replacing import appearing, check_free, recover
 from bayesify.types import Named, Readout
 from bayesify.weights.held_rows import clear_held_rows_
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
-from bayesify.wrappers import unwrap_parts_, unwrapped
+from bayesify.wrappers import bare_copy
 
 FORMAT = "bayesify posterior"
 FORMAT_VERSION = 4
@@ -143,14 +142,11 @@ def _rebuilt(
     folder: Path, manifest: dict[str, Any], model: nn.Module, readout: Readout | None
 ) -> WeightPosterior:
     parts = {part: _read_part(folder, part, manifest) for part in PARTS}
-    if not any("_orig_mod." in name for name in [*manifest["model"]["tensors"], *parts["base"]]):
-        model = unwrap_parts_(clone(unwrapped(model)))
-    else:  # of an older version, which kept the wrapper
-        model = clone(model)
+    named = manifest["model"]["tensors"] | parts["base"]
+    model = bare_copy(model, named=named).eval().requires_grad_(False)
     _check_model(manifest, parts["base"], model, folder)
     if manifest["custom_readout"] and readout is None:
         raise LoadError(f"{folder} was fitted with a readout of its own; pass the same `readout=`.")
-    model.eval().requires_grad_(False)
     likelihood = LIKELIHOODS[manifest["likelihood"]["kind"]](**manifest["likelihood"]["options"])
     likelihood.load_state_dict(parts["likelihood"])
     device = next(model.parameters()).device

@@ -5,9 +5,12 @@ out: samples of weights are put into it by names, and run at once. TorchScript a
 cannot be called with other weights at all.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import distributed, nn
 
+from bayesify.clones import clone
 from bayesify.errors import UnsupportedModelError
 
 
@@ -45,6 +48,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
                     f"several processes; pass the network with whole weights, in one process."
                 )
     return model
+
+
+def bare_copy(model: nn.Module, *, named: Collection[str]) -> nn.Module:
+    """A copy for weights of given names, without the wrappers that `fit` takes off.
+
+    Posteriors of older versions name weights with the wrapper of `torch.compile`, which then stays.
+
+    Raises:
+        UnsupportedModelError: it cannot be copied, or called with other weights than its own.
+    """
+    if any("_orig_mod." in name for name in named):
+        return clone(model)
+    return unwrap_parts_(clone(unwrapped(model)))
 
 
 def unwrap_parts_(model: nn.Module) -> nn.Module:
