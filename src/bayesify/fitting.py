@@ -231,6 +231,7 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
             model=model,
             likelihood=likelihood,
             inputs=lambda own=own: iter([own.example]),
+            batches=lambda own=own: iter([own.smallest] if own.smallest else []),
             generator=torch.Generator().manual_seed(0),
             trained=trained,
         )
