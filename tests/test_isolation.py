@@ -20,6 +20,7 @@ from bayesify import (
 )
 from bayesify.errors import UnsupportedModelError
 from bayesify.isolation import isolated, lock_of
+from bayesify.streams import stream
 from bayesify.weights.named import assign_
 from bayesify.weights.trace import call
 
@@ -71,7 +72,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 def plain(model: nn.Module, q: Particles | MeanField, x: Tensor, samples: int) -> Tensor:
     """Each sample written into a copy of the network, which is called on a copy of x."""
-    drawn = q.sample(samples, generator=torch.Generator().manual_seed(0))
+    drawn = q.sample(samples, generator=stream(0, "predict"))
     results = []
     for s in range(q.size(samples)):
         net = copy.deepcopy(model).eval()

@@ -186,7 +186,8 @@ def test_the_posterior_is_that_of_what_a_pass_gives(name, form):
         data.collate_fn = noting
     posterior = fit(Noted(), data, method, likelihood=Gaussian(NOISE), batch_size=size)
     assert posterior.record.num_data == PART
-    x = torch.stack(noting.seen[-PART:]) if noting.seen else X[CHOSEN]
+    # the last batch is of the look at what has been fitted
+    x = torch.stack(noting.seen[-PART - size : -size]) if noting.seen else X[CHOSEN]
     if name == "MeanFieldVI" and form in ("weighted", "num_samples"):  # of all passes
         everything = torch.stack(noting.seen)
         precision = torch.eye(3).double()

@@ -234,7 +234,7 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
             model=model,
             likelihood=likelihood,
             inputs=lambda own=own: iter([own.example]),
-            batches=lambda own=own: iter([own.smallest]),
+            batches=lambda own=own: iter([own.smallest] if own.smallest else []),
             generator=stream(0, "rehearsal"),
             trained=trained,
         )

@@ -142,14 +142,13 @@ def _rebuilt(
     folder: Path, manifest: dict[str, Any], model: nn.Module, readout: Readout | None
 ) -> WeightPosterior:
     parts = {part: _read_part(folder, part, manifest) for part in PARTS}
-    named = manifest["model"]["tensors"] | parts["base"]
-    model = bare_copy(model, named=named).eval().requires_grad_(False)
+    model = bare_copy(model, {*manifest["model"]["tensors"], *parts["base"]}).eval()
     _check_model(manifest, parts["base"], model, folder)
     if manifest["custom_readout"] and readout is None:
         raise LoadError(f"{folder} was fitted with a readout of its own; pass the same `readout=`.")
     likelihood = LIKELIHOODS[manifest["likelihood"]["kind"]](**manifest["likelihood"]["options"])
     likelihood.load_state_dict(parts["likelihood"])
-    device = next(model.parameters()).device
+    device = next(model.requires_grad_(False).parameters()).device
     posterior = WeightPosterior(
         model,
         DISTRIBUTIONS[manifest["distribution"]].from_stored(parts["q"]).to(device),

@@ -46,10 +46,9 @@ def step_on_smallest(run: Run, problem: Problem) -> None:
     device = next(problem.model.parameters()).device
     inputs, target = problem.smallest
     kind = "cuda" if device.type == "cpu" else device.type
-    with (
-        fork_rng(devices=[] if device.type == "cpu" else [device], device_type=kind),
-        warnings.catch_warnings(action="ignore"),  # of one batch
-    ):
+    devices = [] if device.type == "cpu" else [device]
+    with fork_rng(devices=devices, device_type=kind), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of data that are one batch here; the training warns
         run.step(inputs, target)
 
 

@@ -50,7 +50,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def bare_copy(model: nn.Module, *, named: Collection[str]) -> nn.Module:
+def bare_copy(model: nn.Module, named: Collection[str]) -> nn.Module:
     """A copy for weights of given names, without the wrappers that `fit` takes off.
 
     Posteriors of older versions name weights with the wrapper of `torch.compile`, which then stays.
