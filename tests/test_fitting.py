@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from bayesify.streams import stream
 from bayesify import (
     BALI,
     MAP,
@@ -461,7 +462,7 @@ def test_a_weight_without_axes_is_learnt(method):
     """Each output is that of the plain network with the sample's own numbers."""
     x, y = torch.randn(40, 4), torch.arange(40) % 3
     posterior = fit(Gate(), (x, y), method)
-    draw = posterior.q.sample(2, generator=torch.Generator().manual_seed(0))
+    draw = posterior.q.sample(2, generator=stream(0, "predict"))
     for sample, got in enumerate(posterior.outputs(x, num_samples=2)[:2]):
         one = torch.utils._pytree.tree_map(lambda each, s=sample: each[s], draw)
         weights = posterior.q.weights(one)

@@ -40,6 +40,7 @@ def compressed(
         UnsupportedModelError: weights of another distribution.
 
     Example:
+        >>> import torch
         >>> from bayesify import DiagonalLaplace, fit, save
         >>> net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 10))
         >>> data = torch.randn(100, 64), torch.randint(10, (100,))

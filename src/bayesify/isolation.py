@@ -124,7 +124,8 @@ def isolated(model: nn.Module, weights: Named | None = None) -> Iterator[Named]:
                     if buffers.get(key) is not each:
                         assigned = assigned or each is None
                         buffers[key] = each
-            _WRITING[model] = bool(written) or assigned or _WRITING.get(model, False)
+            if written or assigned or not model.training:  # in train mode nothing is seen
+                _WRITING[model] = bool(written) or assigned or _WRITING.get(model, False)
     if written and not copies:
         raise UnsupportedModelError(
             f"{type(model).__name__} wrote into a buffer (`{written[0]}`) in eval mode, which it "

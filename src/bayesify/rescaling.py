@@ -58,6 +58,7 @@ def rescaled(
         UnsupportedModelError: the distribution has no `scaled`.
 
     Example:
+        >>> import torch
         >>> from bayesify import Categorical, MeanField
         >>> net = torch.nn.Linear(4, 3)
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))

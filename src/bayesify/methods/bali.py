@@ -83,7 +83,7 @@ class BALI(LayerwiseOptions):
     """Bayesian layerwise inference.
 
     Example:
-        >>> import bayesify
+        >>> import torch, bayesify
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
         >>> posterior = bayesify.fit(nn.Linear(4, 3), (x, y), BALI(epochs=1, min_steps=1))
         >>> posterior.predict(x, num_samples=8).logits.shape

@@ -85,7 +85,7 @@ def noise_scopes(
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2), nn.LayerNorm(2))
         >>> {n: each.value for n, each in noise_scopes(net, torch.ones(4, 1, 4, 4)).items()}
-        {'0.weight': 'example', '0.bias': 'example', '2.weight': 'row', '2.bias': 'row'}
+        {'0.weight': 'example', '2.weight': 'row', '0.bias': 'example', '2.bias': 'row'}
     """
     recorders = [_recorded(model, example, count) for count in (2, 3)]
     two, three = ({} if each is None else each.scopes(names) for each in recorders)
