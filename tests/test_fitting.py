@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from bayesify.streams import stream
 from bayesify import (
     BALI,
     MAP,
@@ -29,6 +28,7 @@ from bayesify.errors import (
 )
 from bayesify.fitting import versions
 from bayesify.likelihoods import Categorical
+from bayesify.streams import stream
 
 from .zoo import NETS, BranchingNet, Pairs
 

@@ -103,7 +103,7 @@ COVERED_ELSEWHERE = {
     "methods.layerwise_options": "options and numbers; methods/test_bali.py sets them",
     "calling": "test_forward.py, over all that goes through it, and test_isolation.py",
     "callbacks": "a protocol; test_fitting.py has one that watches",
-    "methods.layerwise_checks": "methods/test_bali.py and test_bali_small_tables.py meet each refusal",
+    "methods.layerwise_checks": "methods/test_bali.py meets each refusal",
     "weights.noise_scope": "conformance/test_joint_law.py",
     "distributions.members": "abstract; conformance/test_distributions.py",
     "distributions.base": "abstract; conformance/test_distributions.py",

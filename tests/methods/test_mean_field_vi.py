@@ -4,10 +4,10 @@ from torch import Tensor, nn
 
 from bayesify import MAP, STF, Gaussian, LastLayerVI, MeanFieldVI, evaluate, first_layer, fit
 from bayesify.distributions.mean_field import MeanField
-from bayesify.weights.noise_scope import noise_scopes
 from bayesify.objective import negative_elbo
 from bayesify.priors import NormalPrior
 from bayesify.weights.named import weights_of
+from bayesify.weights.noise_scope import noise_scopes
 
 NOISE, PRIOR, SIZE = 1.0, 0.2, 300
 
