@@ -155,7 +155,7 @@ METHODS = {
     "MeanFieldVI": (
         MeanFieldVI(
             pretrain=None,
-            epochs=500,
+            epochs=800,
             lr=0.03,
             scale_lr=0.03,
             initial_scale=0.2,

@@ -60,6 +60,7 @@ def rescaled(
     Example:
         >>> import torch
         >>> from bayesify import Categorical, MeanField
+        >>> _ = torch.manual_seed(0)
         >>> net = torch.nn.Linear(4, 3)
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
         >>> wide = WeightPosterior(net, MeanField.around(net, scale=30.0), Categorical())

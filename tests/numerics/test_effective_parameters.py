@@ -8,7 +8,7 @@ from bayesify.numerics.effective_parameters import with_joint_spread
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 1.0, 4.0])
 def test_the_spread_is_what_parameters_fitted_one_after_the_other_leave(share, generator):
-    """Truth: N = 1,000 examples of which p = share N parameters each fit one Nth of what is left."""
+    """Truth: p parameters fit 1 / N of what is left, one after the other."""
     noise, count = 0.3, 1000
     mean = torch.randn(1, count, 1, generator=generator).double()
     around = torch.randn(1, count, 1, generator=generator).double()
