@@ -3,7 +3,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bayesify import MAP, Categorical, MeanFieldVI, WeightPosterior, fit, forward, last_layer
+from bayesify import (
+    MAP,
+    Categorical,
+    Ensemble,
+    Laplace,
+    MeanFieldVI,
+    WeightPosterior,
+    all_weights,
+    fit,
+    forward,
+    last_layer,
+)
 from bayesify.checkpointing import check_graph, no_checkpointing
 from bayesify.distributions.mean_field import MeanField
 from bayesify.errors import UnsupportedModelError
@@ -56,3 +67,13 @@ def test_an_ordinary_graph_passes():
     weight = torch.ones(2, requires_grad=True)
     check_graph((weight * weight).sum() + weight.sum())
     check_graph(torch.ones(()))
+
+
+@pytest.mark.parametrize(
+    "method", [Laplace(pretrain=None, where=all_weights), Ensemble(members=2, epochs=1)]
+)
+def test_a_hook_that_asks_for_gradients_of_activations_is_told(method):
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    net[0].register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+    with pytest.raises(UnsupportedModelError, match=r"calls `requires_grad_\(\)` on its activa"):
+        fit(net, (X, Y), method)

@@ -5,7 +5,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from bayesify import BALI, MAP, STF, SWAG, Bella, Ensemble, MeanFieldVI, fit, last_layer, matching
+from bayesify import (
+    BALI,
+    MAP,
+    STF,
+    SVGD,
+    SWAG,
+    Bella,
+    Ensemble,
+    MeanFieldVI,
+    fit,
+    last_layer,
+    matching,
+)
 from bayesify.errors import (
     BayesifyError,
     DataError,
@@ -16,6 +28,7 @@ from bayesify.errors import (
 )
 from bayesify.fitting import versions
 from bayesify.likelihoods import Categorical
+from bayesify.streams import stream
 
 from .zoo import NETS, BranchingNet, Pairs
 
@@ -115,7 +128,7 @@ BAD = {
     "single examples": (
         {"data": DataLoader(TensorDataset(X, Y), batch_size=None)},
         ShapeError,
-        "expected the batch as the first axis",
+        "expected targets with a batch axis",
     ),
     # model
     "wrong inputs": ({"data": (X[:, :3], Y)}, UnsupportedModelError, r"shape \(14, 3\).*expects"),
@@ -294,6 +307,17 @@ def test_lists_of_tensors_are_data_too():
     assert fit(net(), [X, Y], MAP(epochs=1)).record.num_data == 40
 
 
+def test_peak_memory_has_the_copy_of_the_network_in_it():
+    wide, x, y = nn.Linear(4096, 4096), torch.randn(2, 4096), torch.tensor([0, 1])
+    peaks = [
+        fit(wide, (x, y), MAP(epochs=1), copy=copy).record.peak_memory_bytes
+        for copy in (True, False)
+    ]
+    if peaks[0] is None:
+        pytest.skip("the system does not tell")
+    assert peaks[0] - peaks[1] > 0.7 * wide.weight.nbytes
+
+
 def test_seconds_of_the_method_itself_are_apart_from_those_of_all():
     record = fit(net(), (X, Y), STF(pretrain=MAP(epochs=20), epochs=1), batch_size=4).record
     assert 0 < record.seconds_per_epoch < 0.5 * record.seconds
@@ -390,3 +414,59 @@ def test_a_method_that_begins_at_one_network_refuses_several_before_anything_is_
     with pytest.raises(OptionError, match=r"trains 2, whose mean is no network"):
         fit(model, (X, Y), method, callbacks=[watcher])
     assert not watcher.trained
+
+
+class Breaks:
+    """A method whose first step does not work."""
+
+    pretrain = MAP(epochs=1)
+
+    def start(self, problem):
+        run = MAP(epochs=1).start(problem)
+        run.step = lambda inputs, target: (_ for _ in ()).throw(OptionError("in a step"))
+        return run
+
+
+def test_a_step_that_cannot_be_taken_says_so_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr("bayesify.fitting.to_json", lambda method: {})
+    watcher = Watcher()
+    with pytest.raises(OptionError, match="in a step"):
+        fit(net(), (X, Y), Breaks(), callbacks=[watcher])
+    assert not watcher.trained
+
+
+class Gate(nn.Module):
+    """A network with a weight without axes, as the gate of ReZero or the scale of CLIP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.layer = nn.Parameter(torch.tensor(0.5)), nn.Linear(4, 3)
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.gate, 0.5)
+
+    def forward(self, x):
+        return self.gate * self.layer(x)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Bella(pretrain=None, members=3, rank=1, epochs=2),
+        Bella(pretrain=None, members=3, rank=1, epochs=2, interaction="svgd", rates=(1, 0.5, 2)),
+        SWAG(pretrain=None, burn_in=1, epochs=3),
+        SVGD(members=2, epochs=1, clip=1.0),
+    ],
+)
+def test_a_weight_without_axes_is_learnt(method):
+    """Each output is that of the plain network with the sample's own numbers."""
+    x, y = torch.randn(40, 4), torch.arange(40) % 3
+    posterior = fit(Gate(), (x, y), method)
+    draw = posterior.q.sample(2, generator=stream(0, "predict"))
+    for sample, got in enumerate(posterior.outputs(x, num_samples=2)[:2]):
+        one = torch.utils._pytree.tree_map(lambda each, s=sample: each[s], draw)
+        weights = posterior.q.weights(one)
+        plain = {n: getattr(e, "dense", lambda e=e: e)() for n, e in weights.items()}
+        want = plain["gate"] * nn.functional.linear(x, plain["layer.weight"], plain["layer.bias"])
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+        assert plain["gate"] != 0.5

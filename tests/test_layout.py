@@ -21,14 +21,16 @@ MODULES = {
 }
 
 FLOORS = [
-    "types errors options batches modes frozen checkpointing cost version loading certifying "
-    "trunk feature_cache batch_norm "
+    "types errors options batches isolation casting streams replacing modes frozen checkpointing "
+    "cost version loading certifying trunk feature_cache batch_norm calling samplers clones "
+    "wrappers single_examples "
     "weights numerics data models",
     "predictive likelihoods priors distributions",
     "forward chunking",
     "posterior objective checks rescaling dropout linearised probit",
     "methods",
-    "callbacks fitting persistence adapters progress streaming recalibration compression",
+    "callbacks rehearsal starting soundness fitting persistence adapters progress streaming "
+    "recalibration compression",
     "evaluation",
     "report compare cli __init__ __main__",
 ]
@@ -42,28 +44,23 @@ SPECIALISES = {
     ("bali", "learnt_layer"),
     ("layerwise", "layerwise_options"),
     ("layerwise", "layerwise_state"),
+    ("bali", "layerwise_checks"),
+    ("layerwise", "layerwise_checks"),
+    ("layerwise_checks", "learnt_layer"),
     ("layerwise_state", "learnt_layer"),
     ("layerwise", "learnt_layer"),
     ("bella", "fresh"),  # new heads
-    ("bella", "map"),  # its default pretraining
     ("bella", "member_training"),
-    ("diagonal_laplace", "map"),  # its default pretraining
     ("ensemble", "fresh"),
     ("ensemble", "member_training"),
     ("fine_tuned_ensemble", "fresh"),  # new heads
-    ("fine_tuned_ensemble", "map"),  # its default pretraining
     ("fine_tuned_ensemble", "member_training"),
     ("laplace", "laplace_torch"),  # what its library is asked for
     ("laplace_torch", "laplace_limits"),
-    ("laplace", "map"),  # its default pretraining
     ("map", "member_training"),  # the ensemble of one
     ("member_training", "interaction"),
     ("svgd", "fresh"),
     ("svgd", "member_training"),
-    ("swag", "map"),  # its default pretraining
-    ("mc_dropout", "map"),  # its default pretraining
-    ("mean_field_vi", "map"),  # its default pretraining
-    ("weight_sharing", "map"),
     ("weight_sharing", "diagonal_laplace"),  # the posterior it shares by default
     ("weight_sharing", "codebook"),
     ("weight_sharing", "merging"),
@@ -75,9 +72,7 @@ SPECIALISES = {
     ("shared_tuning", "mean_field_vi"),  # the ELBO, over a book
     ("shared_tuning", "merging"),
     ("shared_tuning", "sharing"),
-    ("last_layer_vi", "map"),
     ("last_layer_vi", "mean_field_vi"),
-    ("stf", "map"),
     ("stf", "mean_field_vi"),
 }
 """Which method may import which: a method knows only what it is a special case of, or starts from.
@@ -100,12 +95,15 @@ HEAVY = [
 COVERED_ELSEWHERE = {
     "errors": "every error is raised in the test of the module that raises it",
     "types": "names only",
+    "single_examples": "test_checks.py meets each refusal",
     "version": "a name only",
     "methods.layerwise_state": "test_streaming.py saves a run and goes on",
     "methods.laplace_limits": "methods/test_laplace.py meets each refusal",
     "methods.laplace_torch": "methods/test_laplace.py asks it for known curvature",
     "methods.layerwise_options": "options and numbers; methods/test_bali.py sets them",
+    "calling": "test_forward.py, over all that goes through it, and test_isolation.py",
     "callbacks": "a protocol; test_fitting.py has one that watches",
+    "methods.layerwise_checks": "methods/test_bali.py meets each refusal",
     "weights.noise_scope": "conformance/test_joint_law.py",
     "distributions.members": "abstract; conformance/test_distributions.py",
     "distributions.base": "abstract; conformance/test_distributions.py",
@@ -187,16 +185,16 @@ def test_methods_know_only_what_they_specialise():
     assert siblings == SPECIALISES
 
 
-def test_only_forward_calls_a_model_with_other_weights():
+def test_one_module_calls_a_model_with_other_weights():
     called = re.compile(r"functional_call\(|(?<!def )\bvmap\(")
     found = {name for name, path in MODULES.items() if called.search(path.read_text())}
-    assert found == {"forward"}
+    assert found == {"calling"}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_file_has_one_idea(name):
     text = MODULES[name].read_text()
-    assert len(text.splitlines()) <= 350
+    assert len(text.splitlines()) <= 500
     assert ast.get_docstring(ast.parse(text))
     assert name.rpartition(".")[2] not in {"utils", "util", "helpers", "common", "misc"}
 

@@ -85,6 +85,14 @@ def test_samples_are_the_tangent_at_the_drawn_weights(net, how):
     assert (got - sampled).abs().max() > 0.1  # the networks themselves are elsewhere
 
 
+class Steps(Particles):
+    """Settings of the weights around one network."""
+
+    @property
+    def networks(self) -> int:
+        return 1
+
+
 def test_pushing_each_basis_vector_through_gives_the_jacobian():
     model, x = case("mlp")
     center = weights_of(model)
@@ -95,7 +103,7 @@ def test_pushing_each_basis_vector_through_gives_the_jacobian():
         name: each + piece.view(-1, *each.shape)
         for (name, each), piece in zip(center.items(), pieces, strict=True)
     }
-    posterior = LinearisedPosterior(model, Particles(members, {}), Categorical())
+    posterior = LinearisedPosterior(model, Steps(members, {}), Categorical())
     value, slopes = tangent(model, x)
     jacobian = torch.cat([each.flatten(2) for each in slopes.values()], 2)  # (B, C, P)
     want = jacobian.movedim(2, 0)
@@ -204,7 +212,7 @@ def test_it_comes_back_from_a_folder(tmp_path):
 
 
 def test_statistics_of_batch_norm_are_not_linearised():
-    q = Particles.of_models([NETS["cnn"].model(seed) for seed in (0, 1)])
+    q = Particles.of_models([NETS["cnn"].model()])
     with pytest.raises(UnsupportedModelError, match=r"sets the buffers 1.num_batches_tracked, "):
         LinearisedPosterior(NETS["cnn"].model(), q, Categorical())
 

@@ -110,6 +110,30 @@ def test_nothing_but_a_posterior_is_overwritten(posterior, tmp_path):
     save(posterior, tmp_path / "empty", overwrite=True)
 
 
+def test_what_is_not_the_posteriors_stays_where_it_is_overwritten(posterior, saved):
+    (saved / "thesis.txt").write_text("years of work")
+    files = read_manifest(saved)["files"] | {"thesis.txt": {}, "../precious": {}}
+    (saved / "manifest.json").write_text(json.dumps(read_manifest(saved) | {"files": files}))
+    (saved.parent / "precious").write_text("kept")
+    bytes_before = disk_bytes(saved)
+    save(posterior, saved, overwrite=True, base=False)
+    assert (saved / "thesis.txt").read_text() == "years of work"
+    assert (saved.parent / "precious").read_text() == "kept"
+    assert not (saved / "base.safetensors").exists()
+    assert disk_bytes(saved) < bytes_before
+    (saved / "manifest.json").write_text('{"mentions": "a bayesify posterior"}')
+    with pytest.raises(OptionError, match="something else than a posterior"):
+        save(posterior, saved, overwrite=True)
+
+
+def test_a_save_that_was_killed_between_two_renames_is_recovered(posterior, saved):
+    saved.rename(saved.parent / f".{saved.name}.0123abcd.old")
+    assert torch.equal(load(saved, other()).outputs(X), posterior.outputs(X))
+    saved.rename(saved.parent / f".{saved.name}.0123abcd.old")
+    with pytest.raises(OptionError, match="exists already"):
+        save(posterior, saved)
+
+
 @pytest.mark.parametrize("crash", ["first file", "manifest", "rename"])
 @pytest.mark.parametrize("existing", [True, False])
 def test_a_crash_leaves_nothing_half_and_keeps_what_was(
@@ -134,6 +158,7 @@ def test_a_crash_leaves_nothing_half_and_keeps_what_was(
         elif crash == "manifest":
             patch.setattr(Path, "write_text", fail)
         else:
+            patch.setattr("bayesify.replacing._exchanged", lambda one, other: False)
             patch.setattr(Path, "rename", fail_on_arrival)
         with pytest.raises((KeyboardInterrupt, OSError)):
             save(posterior, folder, overwrite=True, notes={"round": 2})
@@ -179,7 +204,7 @@ def without(manifest: dict, *keys: str) -> dict:
 
 
 DAMAGES = {
-    "version 1": (lambda m: m | {"version": 1}, "has format version 1, this bayesify reads 3"),
+    "version 1": (lambda m: m | {"version": 1}, "has format version 1, this bayesify reads 4"),
     "no version": (lambda m: without(m, "version"), "has format version None"),
     "another format": (lambda m: m | {"format": "onnx"}, "is not the manifest of a bayesify"),
     "a list": (lambda m: [m], "is not the manifest of a bayesify"),
@@ -201,11 +226,19 @@ def test_a_damaged_manifest_is_refused(saved, name):
         load(saved, other())
 
 
-def test_a_folder_of_the_version_before_is_read(saved):
+def test_a_folder_of_a_version_before_is_read(saved):
     file = saved / "manifest.json"
     manifest = without(json.loads(file.read_text()), "posterior") | {"version": 2, "dropout": False}
-    file.write_text(json.dumps(manifest))
-    assert type(load(saved, other())) is WeightPosterior
+    for version in (manifest, json.loads(file.read_text()) | {"version": 3}):
+        file.write_text(json.dumps(version))
+        assert type(load(saved, other())) is WeightPosterior
+
+
+def test_a_record_of_before_fits_said_how_they_start_is_read(saved):
+    file = saved / "manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(manifest | {"record": without(manifest["record"], "start")}))
+    assert load(saved, other()).record.start is None
 
 
 def test_what_is_no_posterior_is_refused(saved, tmp_path):

@@ -259,11 +259,11 @@ def test_many_degrees_are_normal_noise(mixture, degrees):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_student_t_keeps_the_dtype_and_bears_a_gradient(mixture, dtype):
+def test_student_t_is_of_single_precision_and_bears_a_gradient(mixture, dtype):
     loc = mixture.loc.to(dtype).requires_grad_()
     heavy = RegressionPredictive(loc, torch.tensor(0.5, dtype=dtype), 4)
     target = torch.zeros(3, 2, dtype=dtype)
-    assert heavy.cdf(target).dtype == heavy.quantile(0.9).dtype == dtype
+    assert heavy.cdf(target).dtype == heavy.quantile(0.9).dtype == torch.float32
     assert not heavy.cdf(target).requires_grad
     (slope,) = torch.autograd.grad(heavy.log_prob(target).sum(), loc)
     assert slope.isfinite().all()
@@ -295,3 +295,26 @@ def test_log_odds_go_on_where_the_probability_rounds_to_one():
     probs = logits[0, 1].softmax(0)
     want = torch.stack([90 - logits[0, 0, 1:].logsumexp(0), (probs[1] / (1 - probs[1])).log()])
     torch.testing.assert_close(odds.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_predictives_of_half_precision_are_those_of_its_numbers_in_double(dtype):
+    """The truth is the same formula in double precision on what the network has returned."""
+    logits, generator = LOGITS.to(dtype), torch.Generator().manual_seed(1)
+    one, truth = ClassPredictive(logits), ClassPredictive(logits.double())
+    near = {"rtol": 2e-6, "atol": 1e-6, "check_dtype": False}
+    torch.testing.assert_close(one.probs.sum(1), torch.ones(5), rtol=0, atol=1e-6)
+    labels = torch.randint(4, (5,), generator=generator)
+    torch.testing.assert_close(one.log_prob(labels), truth.log_prob(labels), **near)
+    for name, each in truth.summary().items():
+        torch.testing.assert_close(one.summary()[name], each, **near)
+    several, exact = MultiLabelPredictive(logits), MultiLabelPredictive(logits.double())
+    for name, each in exact.summary().items():
+        torch.testing.assert_close(several.summary()[name], each, **near)
+    scale = torch.tensor(0.3, dtype=dtype)
+    numbers = RegressionPredictive(logits, scale)
+    wide = RegressionPredictive(logits.double(), scale.double())
+    values = torch.randn(5, 4, generator=generator)
+    for name, each in (wide.summary() | wide.scores(values)).items():
+        got = (numbers.summary() | numbers.scores(values))[name]
+        torch.testing.assert_close(got, each, rtol=1e-4, atol=1e-5, check_dtype=False)

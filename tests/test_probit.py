@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from bayesify import (
+    BALI,
+    MAP,
     Attacks,
     Bernoulli,
     Categorical,
@@ -20,7 +22,7 @@ from bayesify import (
     save,
 )
 from bayesify.compare.measure import samples_used
-from bayesify.errors import UnsupportedModelError
+from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.evaluation.certificates import sampled_risk
 from bayesify.evaluation.far_away import far_away_limit
 from bayesify.evaluation.robustness import robustness
@@ -160,8 +162,19 @@ def test_its_price_counts_the_samples_and_few_are_warned_of():
 def test_members_with_counters_of_batch_norm_can_be_damped():
     net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     x, y = torch.randn(20, 4), torch.randint(3, (20,))
-    members = fit(net, (x, y), Ensemble(members=2, epochs=1))
-    assert ProbitPosterior.around(members).predict(x).probs.shape == (20, 3)
+    network = fit(net, (x, y), MAP(epochs=1))
+    assert ProbitPosterior.around(network).predict(x).probs.shape == (20, 3)
+
+
+@pytest.mark.parametrize("kind", [ProbitPosterior, LinearisedPosterior, LinearisedProbitPosterior])
+@pytest.mark.parametrize("method", [Ensemble(members=2, epochs=1), BALI(members=2, pretrain=None)])
+def test_networks_trained_apart_have_no_point_to_damp_or_linearise_at(method, kind, tmp_path):
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    x, y = torch.randn(20, 4), torch.randint(3, (20,))
+    networks = load(save(fit(net, (x, y), method), tmp_path / "saved"), net)
+    for point in (lambda: kind.around(networks), networks.point):
+        with pytest.raises(OptionError, match=r"got 2 networks .* whose mean is no network"):
+            point()
 
 
 def test_numbers_have_no_logits():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bayesify import data, models
     from bayesify.adapters import export_adapters, import_adapters
+    from bayesify.batches import Unbatched
     from bayesify.callbacks import Callback
     from bayesify.compression import Sizes, compressed
     from bayesify.cost import CostMeter
@@ -179,6 +180,7 @@ _HOME = {
     "ProgressBar": "bayesify.progress",
     "CostMeter": "bayesify.cost",
     # data and models to try things on
+    "Unbatched": "bayesify.batches",
     "data": "bayesify.data",
     "models": "bayesify.models",
     # errors

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bayesify.batches import split_batch, tensors_of
+from bayesify.batches import inputs_and_target, tensors_of
 from bayesify.data.parts import Examples
 from bayesify.errors import DataError, OptionError
 from bayesify.loading import Data, as_loader, check_plain, subset
@@ -103,7 +103,7 @@ def digest(data: Data) -> str:
     """Of all inputs and targets in their order, in hexadecimal; augmentation is left out."""
     hashes: list[Any] = []
     for batch in as_loader(in_order(data), batch_size=256, shuffle=False):
-        inputs, target = split_batch(batch)
+        inputs, target = inputs_and_target(batch)
         tensors = [*tensors_of(inputs), target]
         hashes = hashes or [hashlib.sha256() for _ in tensors]
         for each, tensor in zip(hashes, tensors, strict=True):
@@ -132,6 +132,7 @@ def count(data: Data) -> int:
 
 
 def _indices(length: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    # by the seed itself: posteriors saved at any time must find their examples again
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
     kept = round(share * length)
     return order[kept:].sort().values, order[:kept].sort().values

@@ -20,6 +20,20 @@ REFUSAL = (
     "`model.gradient_checkpointing_disable()`."
 )
 
+ASKS_FOR_GRADIENTS = (
+    "the model calls `requires_grad_()` on its activations, as gradient checkpointing in "
+    "transformers does by a hook, which torch forbids while samples run at once or a tangent is "
+    "taken; switch it off by `model.gradient_checkpointing_disable()` and "
+    "`model.disable_input_require_grads()`."
+)
+
+INSIDE = {
+    "_NoopSaveInputs": REFUSAL,
+    "CheckpointFunction": REFUSAL,
+    "Tensor.requires_grad_()": ASKS_FOR_GRADIENTS,
+}
+"""What torch says where a transform (`torch.vmap`, `jvp`) meets checkpointing, and what we say."""
+
 REENTRANT = "CheckpointFunctionBackward"
 """The node that `torch.utils.checkpoint(..., use_reentrant=True)` leaves in the graph."""
 
@@ -38,6 +52,17 @@ def no_checkpointing() -> Iterator[None]:
         if REFUSAL not in str(error):
             raise
         raise UnsupportedModelError(REFUSAL) from error
+
+
+def check_error(error: Exception) -> None:
+    """Look whether torch raised `error` because of checkpointing inside a transform.
+
+    Raises:
+        UnsupportedModelError: it did.
+    """
+    for name, sentence in INSIDE.items():
+        if name in str(error):
+            raise UnsupportedModelError(sentence) from error
 
 
 def check_graph(result: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from bayesify.batches import batch_size, first_example
 from bayesify.distributions.base import WeightDistribution
+from bayesify.streams import stream
 from bayesify.types import Inputs
 from bayesify.weights.named import weights_of
 from bayesify.weights.trace import trace
@@ -67,7 +68,7 @@ class Footprint:
         read = {name for use in after if not use.looked_up for name in use.names} - replaced
         weights = weights_of(model)
         with torch.no_grad():
-            drawn = tree_leaves(q.sample(1, generator=torch.Generator().manual_seed(0)))
+            drawn = tree_leaves(q.sample(1, generator=stream(0, "footprint")))
         return cls(
             activation=max((use.result_bytes for use in after), default=0),
             common=sum(weights[name].nbytes for name in read if name in weights),

@@ -3,14 +3,13 @@
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import torch
-
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.shared_normal import SharedNormal
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.methods.codebook import share
 from bayesify.persistence import disk_bytes
 from bayesify.posterior import WeightPosterior
+from bayesify.streams import stream
 from bayesify.weights.named import buffers_of, weights_of
 
 MOST_CODES, MOST_OUTLIERS = 2**15, 0.5
@@ -41,6 +40,7 @@ def compressed(
         UnsupportedModelError: weights of another distribution.
 
     Example:
+        >>> import torch
         >>> from bayesify import DiagonalLaplace, fit, save
         >>> net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 10))
         >>> data = torch.randn(100, 64), torch.randint(10, (100,))
@@ -57,7 +57,7 @@ def compressed(
     q, record = posterior.q, posterior.record
     if isinstance(q, MeanField):
         scale = {name: each.detach() for name, each in q.scale.items()}
-        generator = torch.Generator().manual_seed(seed)
+        generator = stream(seed, "compress")
         _, shared = share(
             q.point(),
             scale,

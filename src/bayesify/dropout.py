@@ -224,7 +224,7 @@ class DropoutPosterior(Posterior):
                 something else than the batch as the first axis, or is checkpointed.
         """
         check_samples(num_samples, chunk_size)
-        generator = generator or torch.Generator().manual_seed(0)
+        generator = generator or self.stream()
         x = to_device(x, self.device)
         masks, passes = _Masks(self.model, batch_size(x)), []
         with evaluating(self.model), no_checkpointing(), masks.on():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from bayesify.batches import batch_size, is_batched, rows, tensors_of
+from bayesify.batches import batch_size, leaves_of, rows
 from bayesify.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.trunk import Features, Trunk, close, refuse_gradients, stand_in
 from bayesify.types import Inputs
@@ -261,10 +261,10 @@ def _mixed(reason: str) -> UnsupportedModelError:
 
 def _signature(inputs: Inputs) -> Hashable:
     """What decides the shape of an example's features."""
-    size, found = batch_size(inputs), tensors_of(inputs)
-    kind = found[0].device.type
+    found = [(e, batched) for e, batched in leaves_of(inputs) if isinstance(e, Tensor)]
+    kind = found[0][0].device.type
     cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-    shapes = [(e.shape[1:] if is_batched(e, size) else e.shape, e.dtype, e.device) for e in found]
+    shapes = [(e.shape[batched:], e.dtype, e.device) for e, batched in found]
     return str(cast), str(shapes), str(list(inputs) if isinstance(inputs, Mapping) else len(found))
 
 
@@ -272,8 +272,8 @@ def _keys(inputs: Inputs) -> list[bytes]:
     """A hash for each example, of its rows and of all that has no batch axis."""
     size = batch_size(inputs)
     hashes = [hashlib.blake2b(digest_size=16) for _ in range(size)]
-    for each in tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else inputs):
-        if is_batched(each, size):
+    for each, batched in leaves_of(inputs):
+        if batched:
             pieces = list(_bytes(each))
         else:
             pieces = [_bytes(each[None])[0] if isinstance(each, Tensor) else repr(each).encode()]

@@ -1,9 +1,9 @@
 """The one door: `fit(model, data, method) -> Posterior`."""
 
-import copy as copying
 import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -15,18 +15,26 @@ from bayesify.callbacks import Callback
 from bayesify.certifying import CertifyingPart, cut
 from bayesify.checks import check_data, check_held_out
 from bayesify.chunking import can_vectorize
+from bayesify.clones import clone
 from bayesify.cost import CostMeter, FlopCounter
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
+from bayesify.isolation import lock_of
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.loading import Data, Passes, as_loader, is_augmented
 from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.modes import seeded
 from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
-from bayesify.types import Inputs, Readout
+from bayesify.rehearsal import in_words, step_on_smallest
+from bayesify.samplers import check_one_process, different, num_data
+from bayesify.soundness import check_sound
+from bayesify.starting import begun, phases_of
+from bayesify.streams import stream
+from bayesify.types import Inputs, Named, Readout
 from bayesify.version import __version__
 from bayesify.weights.named import assign_, weights_of
+from bayesify.wrappers import unwrap_parts_, unwrapped
 
 
 def fit(
@@ -69,8 +77,12 @@ def fit(
         The posterior, with a `FitRecord` in `.record`.
 
     Raises:
-        BayesifyError: bad data, options or model, before any time is spent on training, or a
-            loss that diverges (`DivergenceError`).
+        BayesifyError: bad data, options or model, before any time is spent on training; a loss
+            that diverges, or a posterior that is not finite or absurdly wide (`DivergenceError`).
+
+    With `pretrain="auto"`, as most methods have it, a network that is trained already is not
+    trained again; how that is told, and where noise starts, is in `bayesify.starting`. What came of
+    it is in `posterior.record.start`, and told to the logger "bayesify".
 
     With a method's `certify_split`, the weights that `model` comes with must not have been trained
     on `data` either: nobody can check that, and certificates would be void.
@@ -83,31 +95,37 @@ def fit(
         >>> len(posterior.record.history)
         2
     """
-    phases = list(_phases(method))
+    phases = phases_of(method)
     options = to_json(method)  # raises when they cannot be recorded
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"model: expected a torch.nn.Module, got {model!r}.")
+    model = unwrapped(model)
     weights_of(model)  # raises when there are none
-    if copy:
-        model = copying.deepcopy(model)
-        likelihood = copying.deepcopy(likelihood)
-    model.to(device or next(model.parameters()).device)
-    likelihood = resolve(likelihood).to(next(model.parameters()).device)
-    with seeded(seed, model), CostMeter(next(model.parameters()).device) as cost:
+    place = torch.device(device or next(model.parameters()).device)
+    with CostMeter(place) as cost, ExitStack() as inside:
+        if copy:
+            with lock_of(model):
+                model = unwrap_parts_(clone(model))
+            likelihood = clone(likelihood)
+        model.to(place)
+        likelihood = resolve(likelihood).to(place)
+        inside.enter_context(seeded(seed, "global", model))
         before, data, certifying = _parts(data, method, seed)
         problem = _problem(data, model, likelihood, readout, batch_size)
         problem = replace(
             problem,
             vectorize=can_vectorize(model) if vectorize is None else vectorize,
-            generator=torch.Generator().manual_seed(seed),
+            generator=stream(seed, "fit"),
             validation=_held_out(validation, model, likelihood, readout, batch_size),
         )
         early = problem
         if before is not None:
             early = _onto(problem, _problem(before, model, likelihood, readout, batch_size))
+        phases, start = begun(phases, early, kept_apart=before is not None)
         _rehearse(phases, problem, early)
         history: list[dict[str, Any]] = []
-        posterior, price = _train(problem, method, callbacks, history, early=early)
+        posterior, price = _train(problem, phases, callbacks, history, early=early)
+        check_sound(posterior, problem)
     model.eval()
     posterior.record = FitRecord(
         options=options,
@@ -119,6 +137,7 @@ def fit(
         peak_memory_bytes=cost.peak_memory_bytes,
         versions=versions(),
         certifying=certifying.to_json() if certifying else None,
+        start=start.to_json(),
     )
     return posterior
 
@@ -153,14 +172,17 @@ def _problem(
 ) -> Problem:
     """The data, checked; `fit` fills in the rest."""
     loader = as_loader(data, batch_size=batch_size, shuffle=True)
+    check_one_process(loader)
     passes = Passes(loader)
-    example, steps = check_data(loader, model, likelihood, readout)
+    found = check_data(loader, model, likelihood, readout)
     return Problem(
         model=model,
         likelihood=likelihood,
-        num_data=len(loader.dataset),  # type: ignore[arg-type]
-        steps_per_epoch=steps,
-        example=example,
+        num_data=num_data(loader, found.examples),
+        different=different(loader, found.examples),
+        steps_per_epoch=found.batches,
+        example=found.first,
+        smallest=found.smallest,
         inputs=lambda: (x for x, _ in _batches(passes(), next(model.parameters()).device)),
         batches=lambda: _batches(passes(), next(model.parameters()).device),
         readout=readout,
@@ -172,7 +194,10 @@ def _problem(
 
 def _onto(problem: Problem, other: Problem) -> Problem:
     """The data of `other`, all else of `problem`."""
-    of_data = ("num_data", "steps_per_epoch", "example", "inputs", "batches", "augmented")
+    of_data = (
+        *("num_data", "different", "steps_per_epoch", "example", "smallest"),
+        *("inputs", "batches", "augmented"),
+    )
     return replace(problem, **{name: getattr(other, name) for name in of_data})
 
 
@@ -183,49 +208,41 @@ def _held_out(
     if data is None:
         return None
     loader = as_loader(data, batch_size=batch_size, shuffle=False)
-    with seeded(0, model):  # the training's own random numbers do not depend on it
+    with seeded(0, "check", model):  # the training's own random numbers do not depend on it
         check_held_out(loader, model, likelihood, readout)
     passes = Passes(loader)
     return lambda: _batches(passes(), next(model.parameters()).device)
 
 
-def _phases(method: Any) -> Iterator[Method]:
-    """The method, and those that train the network before it."""
-    while method is not None:
-        if isinstance(method, type) or not isinstance(method, Method):
-            raise OptionError(
-                f"method: expected an instance such as bayesify.STF(), got {method!r}; "
-                f"call the class to make one."
-            )
-        yield method
-        method = method.pretrain
-
-
 def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> None:
-    """Start all phases on one copy, and predict: what cannot be done says so before training.
+    """All phases take a step on one copy, and predict: what cannot be done says so at once.
 
     Args:
         phases: The method, and those before it, from last to first.
         problem: What the method sees.
         early: What the others see.
     """
-    model, likelihood = copying.deepcopy((problem.model, problem.likelihood))
+    model, likelihood = clone(problem.model), clone(problem.likelihood)
     trained = None
     for phase in reversed(phases):
         own = problem if phase is phases[0] else early
         if trained is not None:
             _check_start(phase, trained)
-            assign_(model, trained.point())
+            assign_(model, _point(trained))
         rehearsal = replace(
             own,
             model=model,
             likelihood=likelihood,
             inputs=lambda own=own: iter([own.example]),
-            generator=torch.Generator().manual_seed(0),
+            batches=lambda own=own: iter([own.smallest] if own.smallest else []),
+            generator=stream(0, "rehearsal"),
             trained=trained,
         )
-        trained = phase.start(rehearsal).posterior()
-        with torch.no_grad():
+        with in_words(type(phase).__name__, rehearsal), torch.no_grad():
+            with torch.enable_grad():
+                run = phase.start(rehearsal)
+                step_on_smallest(run, rehearsal)
+                trained = run.posterior()
             trained.outputs(first_example(own.example), num_samples=2)
 
 
@@ -247,9 +264,14 @@ def _check_start(method: Method, trained: Posterior) -> None:
         )
 
 
+def _point(trained: Posterior) -> Named:
+    """What the model is given to go on from; a mean where the method begins at several networks."""
+    return trained.q.point() if isinstance(trained, WeightPosterior) else trained.point()
+
+
 def _train(
     problem: Problem,
-    method: Method,
+    phases: Sequence[Method],
     callbacks: Sequence[Callback],
     history: list[dict[str, Any]],
     *,
@@ -257,11 +279,12 @@ def _train(
 ) -> tuple[Posterior, dict[str, Any]]:
     """The posterior, and what an epoch and a step of the method's own cost, by fields of a record.
 
-    Phases before the method's own see the data of `early`.
+    Phases, from last to first; those before the method's own see the data of `early`.
     """
-    if method.pretrain is not None:
-        trained, _ = _train(early, method.pretrain, callbacks, history, early=early)
-        assign_(problem.model, trained.point())
+    method, *before = phases
+    if before:
+        trained, _ = _train(early, before, callbacks, history, early=early)
+        assign_(problem.model, _point(trained))
         problem = replace(problem, trained=trained)
     device = next(problem.model.parameters()).device
     run = method.start(problem)

@@ -1,26 +1,28 @@
-"""The one place that calls a model with other weights.
+"""The one way to a model with other weights.
 
 Every method, metric and attack goes through `outputs` (weight samples), `linearised_outputs` (the
 tangent's) or `local_outputs` (training with local reparameterisation), or through `tape` or
-`squared_gradients` where it looks at layers or single examples. The user's model is called through
-`torch.func.functional_call`, over many samples or examples by `torch.vmap`, and never changed.
+`squared_gradients` where it looks at layers or single examples. The user's model is called as
+`calling.py` does it, over many samples or examples at once, and never changed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp
+from torch.func import grad, jvp
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bayesify.batches import batch_size, is_batched, rows
-from bayesify.checkpointing import check_graph, no_checkpointing
+from bayesify.batches import bare, batch_axes, batch_size, rows
+from bayesify.calling import at_once, call_at, read_tensor
+from bayesify.checkpointing import check_error, check_graph, no_checkpointing
 from bayesify.distributions.base import WeightDistribution
 from bayesify.errors import UnsupportedModelError
 from bayesify.frozen import frozen_layers
+from bayesify.isolation import Fresh
 from bayesify.modes import attention_for_vmap
 from bayesify.numerics.noise import single_or_better
 from bayesify.types import Draw, Inputs, Named, Readout
@@ -28,30 +30,15 @@ from bayesify.weights.named import copied, count
 from bayesify.weights.noise_scope import OtherUseError, Scopes
 from bayesify.weights.structured import StructuredWeight
 from bayesify.weights.taped import Tape, TapedWeight
-from bayesify.weights.trace import call_arguments
 
 DRAWN_AT_ONCE = 8
 """Samples drawn together at least, however few are run together: drawing has a cost per call."""
 
+NO_STORAGE = "doesn't have storage"
+"""What torch says where an operation without a forward derivative reads a tensor's memory."""
+
 GRADIENTS = 2**25
 """Numbers that the gradients of the examples of a chunk may hold together."""
-
-
-def read_tensor(output: Any) -> Tensor:
-    """The default readout: the tensor itself, or its `.logits`.
-
-    Raises:
-        UnsupportedModelError: when the output is neither.
-    """
-    if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    raise UnsupportedModelError(
-        f"the model returned {type(output).__name__}, which is neither a tensor nor has a tensor "
-        f"`.logits`; pass `readout=` with a function that turns it into a tensor (batch, ...)."
-    )
 
 
 def outputs(
@@ -83,16 +70,15 @@ def outputs(
     Raises:
         UnsupportedModelError: when `torch.vmap` cannot run the model, or it is checkpointed.
     """
+    size = (q.size(n) if chunk_size is None else min(chunk_size, q.size(n))) if vectorize else 1
+    given = Fresh(inputs)
 
     def call(draw_one: Draw) -> Tensor:
-        weights = q.weights(draw_one)
-        with within():
-            return call_at(model, weights, inputs, readout)
+        return call_at(model, q.weights(draw_one), given, readout, within=within)
 
-    at_once = (q.size(n) if chunk_size is None else min(chunk_size, q.size(n))) if vectorize else 1
-    with no_checkpointing(), _base_frozen(q, at_once):
-        draws = q.draws(n, max(at_once, DRAWN_AT_ONCE), generator=generator)
-        return _over_draws(call, draws, at_once)
+    with no_checkpointing(), _base_frozen(q, size):
+        draws = q.draws(n, max(size, DRAWN_AT_ONCE), generator=generator)
+        return _over_draws(call, draws, size, given)
 
 
 def own_outputs(
@@ -120,26 +106,24 @@ def own_outputs(
     """
 
     def call(one: tuple[Draw, Inputs], context: Callable[[], Any] = nullcontext) -> Tensor:
-        weights = q.weights(one[0])
-        with context():
-            return call_at(model, weights, one[1], readout)
+        return call_at(model, q.weights(one[0]), one[1], readout, within=context)
 
     members = len(inputs)
     tensors = [each for each in inputs if isinstance(each, Tensor)]
     alike = len(tensors) == members and len({each.shape for each in tensors}) == 1
-    at_once = min(chunk_size or members, members) if vectorize and alike and not within else 1
-    with no_checkpointing(), _base_frozen(q, at_once):
+    size = min(chunk_size or members, members) if vectorize and alike and not within else 1
+    with no_checkpointing(), _base_frozen(q, size):
         draw = q.sample(members)
-        if at_once > 1:
-            return list(_over_draws(call, [(draw, torch.stack(tensors))], at_once))
+        if size > 1:
+            return list(_over_draws(call, [(draw, torch.stack(tensors))], size))
         drawn = (tree_map(lambda each, m=m: each[m], draw) for m in range(members))
         parts = zip(drawn, inputs, within or [nullcontext] * members, strict=True)
         return [call((one, own), context) for one, own, context in parts]
 
 
-def _base_frozen(q: WeightDistribution, at_once: int) -> AbstractContextManager[Any]:
+def _base_frozen(q: WeightDistribution, size: int) -> AbstractContextManager[Any]:
     """Of samples that change weights of the model, run alone: no gradients for the model's own."""
-    needed = at_once == 1 and bool(q.perturbed) and torch.is_grad_enabled()
+    needed = size == 1 and bool(q.perturbed) and torch.is_grad_enabled()
     return frozen_layers() if needed else nullcontext()
 
 
@@ -162,10 +146,10 @@ def linearised_outputs(
         UnsupportedModelError: a layer has no derivative in forward mode, `torch.vmap` cannot run
             the model, or it is checkpointed.
     """
-    center = q.point()
+    center, given = q.point(), Fresh(inputs)
 
     def at(weights: Named) -> Tensor:
-        return call_at(model, weights, inputs, readout)
+        return call_at(model, weights, given, readout)
 
     def call(draw_one: Draw) -> Tensor:
         drawn = q.weights(draw_one).items()
@@ -174,12 +158,15 @@ def linearised_outputs(
         value, along, *_ = jvp(at, (center,), (change,))
         return value + along
 
-    at_once = (q.size(n) if chunk_size is None else min(chunk_size, q.size(n))) if vectorize else 1
+    size = (q.size(n) if chunk_size is None else min(chunk_size, q.size(n))) if vectorize else 1
     try:
         with no_checkpointing(), attention_for_vmap():
-            draws = q.draws(n, max(at_once, DRAWN_AT_ONCE), generator=generator)
-            return _over_draws(call, draws, at_once)
-    except NotImplementedError as error:
+            draws = q.draws(n, max(size, DRAWN_AT_ONCE), generator=generator)
+            return _over_draws(call, draws, size, given)
+    except RuntimeError as error:
+        check_error(error)
+        if not isinstance(error, NotImplementedError) and NO_STORAGE not in str(error):
+            raise
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be linearised: {str(error).splitlines()[0]} Sample its "
             f"weights (a WeightPosterior; predictive='sampled'), or vary later layers' alone."
@@ -300,8 +287,7 @@ def squared_gradients(
     """
     at, size = copied(weights), batch_size(inputs)
     chunk_size = chunk_size or max(1, GRADIENTS // count(weights))
-    values = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    axes = tree_map(lambda each: 0 if is_batched(each, size) else None, values)
+    values, axes = bare(dict(inputs) if isinstance(inputs, Mapping) else inputs), batch_axes(inputs)
 
     def score(named: Named, one: Inputs, label: Tensor) -> Tensor:
         return log_prob(call_at(model, named, one, readout), label)
@@ -312,9 +298,9 @@ def squared_gradients(
 
     def gradients(part: slice) -> Named:
         if vectorize:
-            with _vectorised("examples"):
-                each = torch.vmap(grad(alone), (None, axes, 0), randomness="different")
-                return each(at, rows(values, part), target[part])
+            each = at_once(grad(alone), "examples", (None, axes, 0))
+            cut = tree_map(lambda e, axis: e if axis is None else e[part], values, axes)
+            return each(at, cut, target[part])
         with torch.enable_grad():
             named = {name: weight.requires_grad_() for name, weight in at.items()}
             result = score(named, rows(inputs, part), target[part])
@@ -331,12 +317,6 @@ def squared_gradients(
     return sums
 
 
-def call_at(model: nn.Module, weights: Named, inputs: Inputs, readout: Readout) -> Tensor:
-    """What the network returns under given weights."""
-    args, kwargs = call_arguments(inputs)
-    return readout(functional_call(model, weights, args, kwargs))
-
-
 def _parts(draw: Draw, size: int) -> Iterator[Draw]:
     """A draw in pieces of at most `size` samples."""
     held = len(tree_leaves(draw)[0])
@@ -344,28 +324,22 @@ def _parts(draw: Draw, size: int) -> Iterator[Draw]:
         yield draw if size >= held else tree_map(lambda each, a=start: each[a : a + size], draw)
 
 
-def _over_draws(call: Callable[[Draw], Tensor], draws: Iterable[Draw], at_once: int) -> Tensor:
-    results = [_over_samples(call, part) for draw in draws for part in _parts(draw, at_once)]
+def _over_draws(
+    call: Callable[[Draw], Tensor],
+    draws: Iterable[Draw],
+    size: int,
+    given: Fresh | None = None,
+) -> Tensor:
+    """`call` over all draws, `size` samples at once; it calls the model once, with `given`."""
+    results = []
+    for part in (part for draw in draws for part in _parts(draw, size)):
+        results.append(_over_samples(call, part))
+        if given is not None:
+            given.renew()
     return results[0] if len(results) == 1 else torch.cat(results)
 
 
 def _over_samples(call: Callable[[Draw], Tensor], draw: Draw) -> Tensor:
     if len(tree_leaves(draw)[0]) == 1:  # no batching rule is needed for one sample
         return call(tree_map(lambda each: each[0], draw)).unsqueeze(0)
-    with _vectorised("weight samples"):
-        return torch.vmap(call, randomness="different")(draw)
-
-
-@contextmanager
-def _vectorised(what: str) -> Iterator[None]:
-    """For a call of `torch.vmap` inside; `what` it runs at once."""
-    try:
-        with attention_for_vmap():
-            yield
-    except RuntimeError as error:
-        if "vmap" not in str(error) and "batching rule" not in str(error).lower():
-            raise
-        raise UnsupportedModelError(
-            f"the model cannot run all {what} at once ({str(error).splitlines()[0]}); "
-            f"pass `vectorize=False` to run them one after the other."
-        ) from error
+    return at_once(call, "weight samples")(draw)

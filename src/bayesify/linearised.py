@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from bayesify.batches import to_device
-from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.base import WeightDistribution, check_one_network
 from bayesify.errors import UnsupportedModelError
 from bayesify.forward import linearised_outputs
 from bayesify.likelihoods import Likelihood
@@ -35,9 +35,11 @@ from bayesify.weights.named import buffers_of
 class LinearisedPosterior(WeightPosterior):
     """A distribution over weights, seen through the network's tangent at its point.
 
-    Arguments as `WeightPosterior`; any distribution over weights will do.
+    Arguments as `WeightPosterior`; any distribution over the weights of one network will do.
 
     Raises:
+        OptionError: q is made of several networks, each trained for itself; they have no tangent
+            in common.
         UnsupportedModelError: q sets buffers, such as members' batch norm statistics.
 
     Example:
@@ -53,6 +55,7 @@ class LinearisedPosterior(WeightPosterior):
         self, model: nn.Module, q: WeightDistribution, likelihood: Likelihood, **how: Any
     ) -> None:
         super().__init__(model, q, likelihood, **how)
+        check_one_network(q, type(self).__name__)
         if held := sorted(set(q.names) & set(buffers_of(model))):
             raise UnsupportedModelError(
                 f"LinearisedPosterior: expected a distribution over weights, got a "
@@ -82,7 +85,7 @@ class LinearisedPosterior(WeightPosterior):
                 self.q,
                 x,
                 num_samples,
-                generator=generator or torch.Generator().manual_seed(0),
+                generator=generator or self.stream(),
                 chunk_size=chunk_size or self._chunk_size(x, num_samples),
                 vectorize=self.vectorize,
                 readout=self.readout,

@@ -16,13 +16,13 @@ from torch.utils.data import (
     Sampler,
     SequentialSampler,
     Subset,
-    SubsetRandomSampler,
     TensorDataset,
 )
 
 from bayesify.batches import split_batch, tensors_of
 from bayesify.data.parts import Examples
 from bayesify.errors import DataError, OptionError, ShapeError
+from bayesify.samplers import known_indices
 
 Data = DataLoader[Any] | Dataset[Any] | tuple[Tensor, Tensor]
 """A loader of batches, a data set of `(x, y)` examples, or the tensors x and y themselves."""
@@ -34,7 +34,8 @@ def as_loader(data: Data, *, batch_size: int, shuffle: bool) -> DataLoader[Any]:
     Args:
         data: See `Data`.
         batch_size: Examples a batch.
-        shuffle: Whether the order is drawn anew each epoch, from torch's global generator.
+        shuffle: Whether the order is drawn anew each epoch, from torch's global generator; of an
+            `IterableDataset` its own order stays.
 
     Raises:
         DataError: the data are empty, or x and y differ in length.
@@ -47,6 +48,8 @@ def as_loader(data: Data, *, batch_size: int, shuffle: bool) -> DataLoader[Any]:
         raise OptionError(f"batch_size={batch_size}: expected at least 1.")
     dataset = _as_dataset(data)
     _length(dataset)
+    if isinstance(dataset, IterableDataset):  # in the order of its own
+        return DataLoader(dataset, batch_size=batch_size)
     if shuffle:
         batches = EvenBatches(RandomSampler(cast(Sized, dataset)), batch_size)
     else:
@@ -79,6 +82,7 @@ def subset(data: Data, index: Tensor) -> Data:
         return Examples(data.x[index], data.y[index], data.normalise, data.augment)
     dataset = _as_dataset(data)
     _length(dataset)
+    check_numbered(dataset)
     if isinstance(dataset, TensorDataset):
         parts = [each[index] for each in dataset.tensors]
         return cast(Data, tuple(parts)) if isinstance(data, tuple | list) else TensorDataset(*parts)
@@ -100,8 +104,8 @@ def evenly_spread(
 ) -> tuple[DataLoader[Any], int]:
     """A loader over some examples of `data`, evenly spread in their order, and their number.
 
-    A `DataLoader` is only asked for its data set, for how it joins examples, and for the subset
-    that a `SubsetRandomSampler` makes: its order and its batch size do not matter.
+    A `DataLoader` is only asked for its data set, for how it joins examples, and for which of them
+    its sampler may give: its order and its batch size do not matter.
 
     Args:
         data: Data; they must know their examples by index.
@@ -117,16 +121,12 @@ def evenly_spread(
         >>> next(iter(loader))[0].flatten().tolist()
         [0.0, 2.0, 4.0, 6.0, 8.0]
     """
-    if isinstance(getattr(data, "dataset", data), IterableDataset):
-        raise DataError(
-            "expected data that know their examples by index, to choose some of them, got an "
-            "IterableDataset; gather some of its examples into the tensors (x, y)."
-        )
+    check_numbered(getattr(data, "dataset", data))
     dataset = as_loader(data, batch_size=batch_size, shuffle=False).dataset
     known: Sequence[int] = range(len(cast(Sized, dataset)))
     collate = None
     if isinstance(data, DataLoader):
-        known = _indices(data, known)
+        known = known_indices(data) or known
         if data.batch_sampler is not None:
             collate = data.collate_fn
         elif not isinstance(dataset, TensorDataset | Examples):
@@ -199,6 +199,7 @@ class EvenBatches(Sampler[list[int]]):
 def _part_of_loader(loader: DataLoader[Any], index: Tensor) -> DataLoader[Any]:
     dataset = loader.dataset
     _length(dataset)
+    check_numbered(dataset)
     check_plain(loader)
     return DataLoader(
         Subset(dataset, index.tolist()),
@@ -230,15 +231,26 @@ class Passes:
         self._loader, self._running = loader, False
 
     def __call__(self) -> Iterator[Any]:
-        """All batches, once."""
+        """All batches, once.
+
+        Raises:
+            DataError: there is none: the data can be read only once.
+        """
         if self._running and self._loader.persistent_workers:
             yield from _not_persistent(self._loader)
             return
-        self._running = True
+        self._running, batch = True, None
         try:
-            yield from self._loader
+            for batch in self._loader:
+                yield batch
         finally:
             self._running = False
+        if batch is None:
+            raise DataError(
+                "a pass over the loader gave no batch, though the one before did; expected data "
+                "that can be read again and again, as epochs do. Make its iterator anew in "
+                "`__iter__`."
+            )
 
 
 def _not_persistent(loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -258,6 +270,19 @@ def _not_persistent(loader: DataLoader[Any]) -> DataLoader[Any]:
         generator=loader.generator,
         prefetch_factor=loader.prefetch_factor,
     )
+
+
+def check_numbered(dataset: Any) -> None:
+    """Refuse data of which no part can be taken by number.
+
+    Raises:
+        DataError: an `IterableDataset`.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise DataError(
+            "expected data that know their examples by index, to choose some of them, got an "
+            "IterableDataset; gather some of its examples into the tensors (x, y)."
+        )
 
 
 def check_plain(loader: DataLoader[Any]) -> None:
@@ -301,14 +326,9 @@ def _length(data: Dataset[Any]) -> int:
         length = len(data)  # type: ignore[arg-type]
     except TypeError as error:
         raise DataError(
-            "the data set has no length; expected one that knows its number of examples N, which "
-            "the objective divides by (define `__len__`)."
+            "the data set has no length; expected one that knows how many examples it holds, as a "
+            "stream may never end (define `__len__`)."
         ) from error
     if not length:
         raise DataError("the data set holds no examples; expected at least one.")
     return length
-
-
-def _indices(loader: DataLoader[Any], known: Sequence[int]) -> Sequence[int]:
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    return sorted(sampler.indices) if isinstance(sampler, SubsetRandomSampler) else known

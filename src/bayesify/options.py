@@ -148,8 +148,9 @@ def to_json(value: Any) -> Any:
         return value
     raise OptionError(
         f"cannot write {value!r} as JSON: expected a number, a string, or one of bayesify's option "
-        f"classes ({', '.join(sorted(_KINDS))}); give a selector such as matching('*.weight') "
-        f"instead of a function of your own where options must be saved."
+        f"classes ({', '.join(sorted(_KINDS))}); give a selector such as matching('*.weight'), "
+        f"or a frozen dataclass of your own with @bayesify.options.register and __call__, instead "
+        f"of a function of your own where options must be saved."
     )
 
 

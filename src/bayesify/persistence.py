@@ -1,4 +1,4 @@
-"""Save a posterior to a folder, load it back: safetensors and a manifest, no pickle.
+"""Save a posterior to a folder that appears when it is complete, load it back; no pickle.
 
     manifest.json            format, classes, options, shapes, checksums
     q.safetensors            the weight distribution, as its `stored()` gives it
@@ -6,17 +6,12 @@
     likelihood.safetensors   the likelihood's own parameters, if any
     prior.safetensors        the prior's means, where a certificate needs them
 
-A folder appears under its final name only when it is complete.
+A folder appears under its final name only when it is complete; see `replacing`.
 """
 
-import copy
 import hashlib
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +28,25 @@ from bayesify.linearised import LinearisedPosterior
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
 from bayesify.priors import NormalPrior
 from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
+from bayesify.replacing import appearing, check_free, recover
 from bayesify.types import Named, Readout
+from bayesify.weights.held_rows import clear_held_rows_
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
+from bayesify.wrappers import bare_copy
 
 FORMAT = "bayesify posterior"
-FORMAT_VERSION = 3  # version 2, which is read too, said `dropout` where 3 names the posterior
+FORMAT_VERSION = 4
+READ = (2, 3, FORMAT_VERSION)
+"""Version 2 said `dropout` where 3 names the posterior. The files of 3 are those of 4, but whoever
+wrote them predicted with other weight samples, the same for all seeds; q is what it was."""
+
 MANIFEST = "manifest.json"
 PARTS = ("q", "base", "likelihood", "prior")
 
-_PLAIN = (WeightPosterior, LinearisedPosterior, ProbitPosterior, LinearisedProbitPosterior)
 KINDS: dict[type, tuple[Callable[[Any], WeightPosterior], Callable[[WeightPosterior], Any]]] = {
-    **{kind: (lambda each: each, kind.around) for kind in _PLAIN},
+    kind: (lambda each: each, kind.around)
+    for kind in (WeightPosterior, LinearisedPosterior, ProbitPosterior, LinearisedProbitPosterior)
+} | {
     DropoutPosterior: (DropoutPosterior.without_dropout, DropoutPosterior.around),
 }
 """What can be saved: how it becomes a plain distribution over weights, and again what it was."""
@@ -64,7 +67,7 @@ def save(
         path: The folder; it must not exist unless `overwrite`.
         base: Whether the weights that are not random go along. Without, `load` needs a model
             that has exactly these weights.
-        overwrite: Replace the posterior in a folder of that name. Nothing else is replaced.
+        overwrite: Replace the posterior in a folder of that name. Other files there stay.
         notes: JSON values to keep in the manifest, e.g. how to build the model.
 
     Returns:
@@ -81,7 +84,7 @@ def save(
         )
     alone = KINDS[type(posterior)][0](posterior)
     path = Path(path)
-    check_free(path, overwrite, "a posterior", _is_posterior)
+    check_free(path, overwrite, "a posterior", is_posterior)
     along = alone.base() if base else {}
     description = _manifest(alone, notes or {}, elsewhere=set(along))
     parts = {
@@ -90,7 +93,7 @@ def save(
         "base": along,
         "prior": prior.loc.named() if (prior := _prior_to_save(alone)) else {},
     }
-    with appearing(path) as folder:
+    with appearing(path, _own_files) as folder:
         files = {}
         for part, tensors in parts.items():
             if tensors:
@@ -139,13 +142,13 @@ def _rebuilt(
     folder: Path, manifest: dict[str, Any], model: nn.Module, readout: Readout | None
 ) -> WeightPosterior:
     parts = {part: _read_part(folder, part, manifest) for part in PARTS}
+    model = bare_copy(model, {*manifest["model"]["tensors"], *parts["base"]}).eval()
     _check_model(manifest, parts["base"], model, folder)
     if manifest["custom_readout"] and readout is None:
         raise LoadError(f"{folder} was fitted with a readout of its own; pass the same `readout=`.")
-    model = copy.deepcopy(model).eval().requires_grad_(False)
     likelihood = LIKELIHOODS[manifest["likelihood"]["kind"]](**manifest["likelihood"]["options"])
     likelihood.load_state_dict(parts["likelihood"])
-    device = next(model.parameters()).device
+    device = next(model.requires_grad_(False).parameters()).device
     posterior = WeightPosterior(
         model,
         DISTRIBUTIONS[manifest["distribution"]].from_stored(parts["q"]).to(device),
@@ -156,6 +159,7 @@ def _rebuilt(
     )
     if prior := manifest.get("prior"):
         posterior.prior = NormalPrior(prior["scale"], loc=parts["prior"]).to(device)
+    clear_held_rows_(model, set(posterior.q.names) - set(posterior.q.perturbed))
     assign_(model, parts["base"])
     if digest(posterior.base()) != manifest["base_sha256"]:
         raise LoadError(
@@ -171,6 +175,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         LoadError: there is none, or it is damaged or of another format.
     """
+    recover(folder)
     file = folder / MANIFEST
     try:
         manifest = json.loads(file.read_text())
@@ -183,7 +188,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise LoadError(f"{file} is damaged ({error}); save the posterior again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise LoadError(f"{file} is not the manifest of a {FORMAT}.")
-    if manifest.get("version") not in (2, FORMAT_VERSION):
+    if manifest.get("version") not in READ:
         raise LoadError(
             f"{file} has format version {manifest.get('version')}, this bayesify reads "
             f"{FORMAT_VERSION}; use the bayesify that wrote it ({manifest.get('written_by')})."
@@ -193,27 +198,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def disk_bytes(folder: Path) -> int:
     """Bytes that a saved posterior takes on disk; what else lies in its folder does not count."""
-    own = [folder / MANIFEST, *(folder / f"{part}.safetensors" for part in PARTS)]
+    own = [folder / file for file in files_of(folder)]
     return sum(file.stat().st_size for file in own if file.exists())
 
 
-def check_free(path: Path, overwrite: bool, what: str, is_ours: Callable[[Path], bool]) -> None:
-    """Raise `OptionError` unless `path` may be written: nothing is there, or what is ours."""
-    if not path.exists():
-        return
-    if not overwrite:
-        raise OptionError(f"{path} exists already; choose another name or pass overwrite=True.")
-    is_empty = path.is_dir() and not any(path.iterdir())
-    if not is_empty and not is_ours(path):
-        raise OptionError(
-            f"{path} holds something else than {what}, which overwrite=True would delete; choose "
-            f"another name."
-        )
+def is_posterior(path: Path) -> bool:
+    """Whether a posterior that can be read is saved in the folder `path`."""
+    try:
+        return bool(read_manifest(path))
+    except (LoadError, OSError):
+        return False
 
 
-def _is_posterior(path: Path) -> bool:
-    manifest = path / MANIFEST
-    return manifest.is_file() and FORMAT in manifest.read_text(errors="replace")
+def files_of(folder: Path) -> list[Path]:
+    """The files of a saved posterior, relative to its folder: the manifest, and those it lists."""
+    listed = read_manifest(folder).get("files")
+    names = [f"{part}.safetensors" for part in PARTS]
+    held = listed if isinstance(listed, dict) else {}
+    return [Path(MANIFEST), *(Path(each) for each in names if each in held)]
+
+
+def _own_files(folder: Path) -> list[Path]:
+    return files_of(folder) if any(folder.iterdir()) else []
 
 
 def _lines(manifest: dict[str, Any]) -> str:
@@ -313,38 +319,3 @@ def _read_part(folder: Path, part: str, manifest: dict[str, Any]) -> Named:
 def _file_digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A fresh folder to write into, which becomes `path` in one step when the block ends well."""
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-    except OSError as error:
-        raise OptionError(f"cannot write to {path.parent} ({error.strerror}).") from error
-    try:
-        yield temporary
-        for file in filter(Path.is_file, temporary.rglob("*")):
-            file.chmod(temporary.stat().st_mode & 0o666)  # safetensors' own are for the owner alone
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        _put(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _put(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path`; what was there goes only when that has succeeded."""
-    retired = path.parent / f"{temporary.name}.old"
-    if path.exists():
-        path.rename(retired)
-    try:
-        temporary.rename(path)
-    except BaseException:
-        if retired.exists():
-            retired.rename(path)
-        raise
-    shutil.rmtree(retired, ignore_errors=True)

@@ -13,16 +13,20 @@ from torch import Tensor, nn
 
 from bayesify.batches import tensors_of, to_device
 from bayesify.chunking import Footprint, can_vectorize, default_chunk_size
-from bayesify.distributions.base import WeightDistribution
+from bayesify.clones import values_left
+from bayesify.distributions.base import WeightDistribution, check_one_network
 from bayesify.distributions.members import Members
 from bayesify.errors import OptionError
 from bayesify.forward import outputs, read_tensor
+from bayesify.isolation import lock_of
 from bayesify.likelihoods import Likelihood
 from bayesify.modes import evaluating
 from bayesify.predictive import Predictive
 from bayesify.priors import Prior
+from bayesify.streams import stream
 from bayesify.trunk import Trunk
 from bayesify.types import Inputs, Named, Readout
+from bayesify.weights.held_rows import held_rows
 from bayesify.weights.named import buffers_of, count, weights_of
 
 
@@ -40,10 +44,12 @@ class FitRecord:
         seconds_per_step: Of a step in them.
         flops_per_step: Floating-point operations of the first of these steps, by torch's counter
             (products of matrices, convolutions and attention, two for each multiply-add).
-        peak_memory_bytes: See `CostMeter`.
+        peak_memory_bytes: See `CostMeter`; the fit's own copy of the network counts.
         versions: Of bayesify, torch and Python.
         certifying: The examples that network and prior never saw, as `CertifyingPart.to_json`;
             None when nothing was kept from them.
+        start: Whether the network was trained first and why, and which examples the likelihood's
+            noise began at, as `Start.to_json` of `bayesify.starting`; None in older records.
     """
 
     options: dict[str, Any]
@@ -57,6 +63,7 @@ class FitRecord:
     peak_memory_bytes: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     certifying: dict[str, Any] | None = None
+    start: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -89,9 +96,9 @@ class Posterior(ABC):
             x: A tensor, positional arguments or keyword arguments, with batch axis B.
             num_samples: S. A finite set of members gives all M whatever S is; a rule that needs
                 the samples' variance only (`bayesify.ProbitPosterior`) gives one.
-            generator: Source of the weight samples. None for the posterior's own fixed ones:
-                the same for every call, so that predictions are a function of x and do not
-                depend on how a data set is cut into batches.
+            generator: Source of the weight samples. None for the posterior's own fixed ones,
+                which the seed of its fit decides: the same for every call, so that predictions
+                are a function of x and do not depend on how data are cut into batches.
             chunk_size: Samples run at once; None for as many as the cache or the accelerator
                 takes (`default_chunk_size`). It changes speed and memory, not the result.
         """
@@ -99,6 +106,10 @@ class Posterior(ABC):
     @abstractmethod
     def point(self) -> Named:
         """The single best setting of the weights, for a method that goes on from there."""
+
+    def stream(self) -> torch.Generator:
+        """Where its own weight samples come from, at the start: that of its fit's seed, or of 0."""
+        return stream(self.record.seed if self.record else 0, "predict")
 
     def sampled(self) -> "Posterior":
         """The kind that has one output for each weight sample: itself, for most."""
@@ -216,7 +227,7 @@ class WeightPosterior(Posterior):
                 self.q,
                 x,
                 num_samples,
-                generator=generator or torch.Generator().manual_seed(0),
+                generator=generator or self.stream(),
                 chunk_size=chunk_size,
                 vectorize=self.vectorize,
                 readout=self.readout,
@@ -228,7 +239,12 @@ class WeightPosterior(Posterior):
         return self.q.tally()
 
     def point(self) -> Named:
-        """The mean of q."""
+        """The mean of q.
+
+        Raises:
+            OptionError: it is that of several networks, each trained for itself, and no network.
+        """
+        check_one_network(self.q, f"{type(self).__name__}.point")
         return self.q.point()
 
     @property
@@ -251,8 +267,13 @@ class WeightPosterior(Posterior):
         return count(self.q.state_dict()) // self.q.size(1) if isinstance(self.q, Members) else 0
 
     def base(self) -> Named:
-        """The model's weights and buffers that q does not replace."""
+        """The model's weights and buffers that q does not replace.
+
+        A table that q replaces is among them where torch holds a row of it fixed that is not zero.
+        """
         covered = set(self.q.names) - set(self.q.perturbed)
+        rows = held_rows(self.model, covered)
+        covered -= {name for name, (_, row) in rows.items() if row.any()}
         everything = weights_of(self.model) | buffers_of(self.model)
         return {name: each for name, each in everything.items() if name not in covered}
 
@@ -286,7 +307,9 @@ class WeightPosterior(Posterior):
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeightPosterior":
         again = copy.copy(self)
         memo[id(self)] = again
-        vars(again).update(copy.deepcopy(vars(self), memo))
+        with lock_of(self.model):
+            memo |= values_left(self.model)
+            vars(again).update(copy.deepcopy(vars(self), memo))
         again.q.attach_(weights_of(again.model))  # the copy's own network, held once
         return again
 

@@ -1,6 +1,6 @@
 """The distribution of y given x, averaged over weights, and what can be asked of it.
 
-Definitions, once for the whole library. With S weight samples w_s:
+Definitions, once for the whole library, computed in float32 at least. With S weight samples w_s:
 
     predictive           p(y|x) = 1/S sum_s p(y|x, w_s)                  (mean of probabilities)
     entropy              H[p(y|x)]                                       total, in nats
@@ -13,7 +13,7 @@ Source of the split: Depeweg et al. 2018, arXiv 1710.07283, eqs. 1-3.
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from bayesify.errors import OptionError
 from bayesify.numerics.crps import mixture_crps
-from bayesify.numerics.noise import single_or_better
+from bayesify.numerics.noise import widened
 from bayesify.numerics.softmax import entropy, log_softmax
 from bayesify.types import Named
 
@@ -32,6 +32,11 @@ class Predictive(ABC):
     """p(y|x) for a batch of B inputs, as a mixture over S weight samples."""
 
     task: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for name, each in list(vars(self).items()):
+            if isinstance(each, Tensor):
+                object.__setattr__(self, name, widened(each))
 
     @abstractmethod
     def log_prob(self, target: Tensor) -> Tensor:
@@ -46,9 +51,7 @@ class Predictive(ABC):
         return {"log_prob": self.log_prob(target)}
 
 
-def mixture_log_prob(
-    log_prob: Float[Tensor, "samples *batch"],
-) -> Float[Tensor, "*batch"]:
+def mixture_log_prob(log_prob: Float[Tensor, "samples *batch"]) -> Float[Tensor, "*batch"]:
     """log(1/S sum_s exp(log_prob_s)), stable."""
     return torch.logsumexp(log_prob, 0) - math.log(len(log_prob))
 
@@ -134,9 +137,7 @@ class ClassPredictive(Predictive):
         return log_softmax(pooled / self.logit_temperature, 1)
 
 
-def _mutual_information(
-    log_probs: Float[Tensor, "samples batch classes *positions"],
-) -> Float[Tensor, "batch *positions"]:
+def _mutual_information(log_probs: Float[Tensor, "samples batch classes ..."]) -> Tensor:
     if len(log_probs) == 1:
         return torch.zeros_like(log_probs[0, :, 0])
     total = entropy(mixture_log_prob(log_probs), 1)
@@ -217,6 +218,7 @@ class RegressionPredictive(Predictive):
 
     def __post_init__(self) -> None:
         check_degrees(self.degrees)
+        super().__post_init__()
 
     @property
     def mean(self) -> Float[Tensor, "batch dims"]:
@@ -285,14 +287,12 @@ class RegressionPredictive(Predictive):
             units of the target, 0 is best (see `bayesify.numerics.crps`); `pit` (B, D), the
             probability integral transform P(y <= target), uniform when the predictive is right.
         """
-        dtype = single_or_better(self.loc.dtype)
-        wide = replace(self, loc=self.loc.to(dtype), scale=self.scale.to(dtype))
-        each = target.reshape(self.loc.shape[1:]).to(dtype)
+        each = target.reshape(self.loc.shape[1:]).to(self.loc)
         factor = 1.0 if self.degrees is None else _shrinkage(self.degrees)
         return {
             "log_prob": self.log_prob(target),
-            "crps": mixture_crps(wide.loc, factor * wide.scale, each, self.degrees),
-            "pit": wide.cdf(each),
+            "crps": mixture_crps(self.loc, factor * self.scale, each, self.degrees),
+            "pit": self.cdf(each),
         }
 
 

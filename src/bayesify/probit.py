@@ -24,12 +24,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesify.batches import to_device
-from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.base import WeightDistribution, check_one_network
 from bayesify.errors import UnsupportedModelError
 from bayesify.forward import call_at
 from bayesify.likelihoods import Likelihood
 from bayesify.linearised import LinearisedPosterior
 from bayesify.modes import evaluating
+from bayesify.numerics.noise import widened
 from bayesify.posterior import WeightPosterior
 from bayesify.types import Inputs
 
@@ -43,6 +44,7 @@ class ProbitPosterior(WeightPosterior):
     Arguments as `WeightPosterior`.
 
     Raises:
+        OptionError: q is made of several networks, each trained for itself, whose mean is none.
         UnsupportedModelError: the likelihood is of numbers; their average needs no approximation.
 
     Example:
@@ -57,6 +59,7 @@ class ProbitPosterior(WeightPosterior):
         self, model: nn.Module, q: WeightDistribution, likelihood: Likelihood, **how: Any
     ) -> None:
         super().__init__(model, q, likelihood, **how)
+        check_one_network(q, type(self).__name__)
         if likelihood.task not in OF_LOGITS:
             raise UnsupportedModelError(
                 f"{type(self).__name__} damps logits: expected a likelihood of classes, got "
@@ -78,6 +81,7 @@ class ProbitPosterior(WeightPosterior):
         x = to_device(x, self.device)
         with evaluating(self.model):
             mean = call_at(self.model, self.q.point(), x, self.readout)[None]
+        mean, samples = widened(mean), widened(samples)
         return damped(mean, (samples - mean).square().mean(0))
 
     def sampled(self) -> WeightPosterior:

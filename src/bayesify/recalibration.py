@@ -12,6 +12,7 @@ from bayesify.forward import outputs
 from bayesify.loading import Data, as_loader
 from bayesify.modes import seeded
 from bayesify.posterior import WeightPosterior
+from bayesify.streams import stream
 from bayesify.weights.named import buffers_of
 
 
@@ -46,8 +47,8 @@ def recalibrated(
         return _by_member(posterior, posterior.q, loader)
     again = copy.deepcopy(posterior)
     again.prior = None  # the statistics have seen `data`: no certificate may rest on them
-    generator = torch.Generator().manual_seed(0)
-    with averaging(again.model), torch.no_grad(), seeded(0, again.model):
+    generator = stream(0, "recalibrate")
+    with averaging(again.model), torch.no_grad(), seeded(0, "recalibrate", again.model):
         for norm in batch_norms(again.model).values():
             norm.reset_running_stats()
         for batch in loader:
@@ -58,7 +59,7 @@ def recalibrated(
 
 def _by_member(posterior: WeightPosterior, q: Members, loader: DataLoader) -> WeightPosterior:
     model = posterior.model
-    with averaging(model), torch.no_grad(), seeded(0, model):
+    with averaging(model), torch.no_grad(), seeded(0, "recalibrate", model):
         start = {name: buffers_of(model)[name] for name in statistics_of(model)}
         again = q.with_buffers(
             {

@@ -8,7 +8,6 @@ for every candidate, so that they differ by the factor alone.
 import math
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor
 
 from bayesify.batches import split_batch, to_device
@@ -17,6 +16,7 @@ from bayesify.errors import DivergenceError, UnsupportedModelError
 from bayesify.loading import Data, as_loader
 from bayesify.modes import seeded
 from bayesify.posterior import WeightPosterior
+from bayesify.streams import stream
 from bayesify.types import Inputs
 
 RUNGS = 8
@@ -28,6 +28,10 @@ NONE = 2.0**-20
 GAIN = 1e-4
 """Nats per example: less is no difference."""
 
+LITTLE = 0.02
+"""Nats per example: noise that changes less has no effect yet. The mean of S samples of it is not
+zero and moves the NLL up or down at first, whatever more noise does."""
+
 
 def rescaled(
     posterior: WeightPosterior,
@@ -35,7 +39,7 @@ def rescaled(
     *,
     num_samples: int = 10,
     batch_size: int = 256,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> WeightPosterior:
     """The same posterior with all standard deviations times the best factor on `data`.
 
@@ -48,13 +52,15 @@ def rescaled(
         data: Held-out examples, not those of the fit: a loader, a data set or tensors (x, y).
         num_samples: Weight samples S of each prediction.
         batch_size: Where `data` is no loader.
-        seed: Of the weight samples; 0 are those that predictions take by default.
+        seed: Of other weight samples than the posterior's own, which None stands for.
 
     Raises:
         UnsupportedModelError: the distribution has no `scaled`.
 
     Example:
+        >>> import torch
         >>> from bayesify import Categorical, MeanField
+        >>> _ = torch.manual_seed(0)
         >>> net = torch.nn.Linear(4, 3)
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
         >>> wide = WeightPosterior(net, MeanField.around(net, scale=30.0), Categorical())
@@ -63,7 +69,7 @@ def rescaled(
         True
     """
     loader = as_loader(data, batch_size=batch_size, shuffle=False)
-    with seeded(seed, posterior.model):  # a loader draws a number for each pass
+    with seeded(0, "check", posterior.model):  # a loader draws a number for each pass
         factor = best_factor(
             posterior,
             lambda: (to_device(split_batch(batch), posterior.device) for batch in loader),
@@ -78,14 +84,14 @@ def best_factor(
     batches: Callable[[], Iterable[tuple[Inputs, Tensor]]],
     *,
     num_samples: int = 10,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> float:
     """What `rescaled` multiplies with, from batches on the posterior's device.
 
     A ladder of factors of two, down from 1 until the NLL rises, or up where down is no better;
     then the neighbours at sqrt(2). The NLL is flat at both ends, where noise is far too wide or has
     no effect yet: the ladder goes down as long as the means alone are better, and up as long as
-    nothing is lost.
+    nothing is lost or the noise has little effect.
     """
     tried: dict[int, float] = {}
 
@@ -106,9 +112,11 @@ def best_factor(
         loss(at - 2) < loss(at) - GAIN or min(tried.values()) > without_noise + GAIN
     ):
         at -= 2
-    if min(tried.values()) > tried[0] - GAIN:
+    if min(tried.values()) > tried[0] - GAIN or abs(tried[0] - without_noise) < LITTLE:
         at = 0
-        while at < 2 * RUNGS and loss(at + 2) < loss(at) + GAIN:
+        while at < 2 * RUNGS and (
+            loss(at + 2) < loss(at) + GAIN or abs(loss(at + 2) - without_noise) < LITTLE
+        ):
             at += 2
     best = min(tried, key=lambda each: tried[each])
     for halves in (best - 1, best + 1):
@@ -137,14 +145,13 @@ def _nll(
     posterior: WeightPosterior,
     batches: Callable[[], Iterable[tuple[Inputs, Tensor]]],
     num_samples: int,
-    seed: int,
+    seed: int | None,
 ) -> float:
     """Nats per example (and position); infinite where a prediction is no number."""
     total, count = 0.0, 0
     for inputs, target in batches():
-        predictive = posterior.predict(
-            inputs, num_samples=num_samples, generator=torch.Generator().manual_seed(seed)
-        )
+        generator = None if seed is None else stream(seed, "predict")
+        predictive = posterior.predict(inputs, num_samples=num_samples, generator=generator)
         log_prob = predictive.log_prob(target)
         total, count = total - log_prob.double().sum().item(), count + log_prob.numel()
     return total / count if math.isfinite(total) else math.inf

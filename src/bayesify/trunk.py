@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from bayesify.batches import batch_size, rows, tensors_of
 from bayesify.errors import DataError, UnsupportedModelError
+from bayesify.isolation import writes_buffers
 from bayesify.modes import evaluating
 from bayesify.types import Inputs
 from bayesify.weights.prefix import (
@@ -36,7 +37,7 @@ from bayesify.weights.prefix import (
     prefix,
     tensors_in,
 )
-from bayesify.weights.trace import call
+from bayesify.weights.trace import call, call_as_is
 
 TOLERANCE = 1e-5
 """How far a replayed output may be off, relative to the largest entry."""
@@ -115,6 +116,8 @@ class Trunk:
             counts = sorted({min(2, batch_size(example)), 1}, reverse=True)
             batches = [_cloned(rows(example, slice(count))) for count in counts]
             call(model, batches[0])  # the model's own errors pass; what it caches is made here
+            if writes_buffers(model):
+                return None
             try:
                 trunk = cls._of_batches(model, frozenset(names), batches)
             except Exception:  # a model may raise anything when it is given a stand-in
@@ -133,7 +136,7 @@ class Trunk:
         with evaluating(self.model), torch.inference_mode(False), torch.no_grad():
             try:
                 with compute:
-                    call(self.model, inputs)
+                    call_as_is(self.model, inputs)
             except _Stop:
                 return compute.features()
         raise self.other_path(len(compute.results), "nothing")
@@ -204,7 +207,7 @@ class Trunk:
         features, expected = self.features(inputs), list(output_tensors(output))
         for wanted in (False, True):  # with gradients a model may take another path
             with torch.set_grad_enabled(wanted), self.replay(features):
-                got = list(output_tensors(call(self.model, inputs)))
+                got = list(output_tensors(call_as_is(self.model, inputs)))
             pairs = zip(expected, got, strict=True)
             if not expected or not all(close(a, b, TOLERANCE) for a, b in pairs):
                 return False

@@ -289,6 +289,21 @@ def test_fit_says_what_came_out_and_what_to_do_next(bayesify_, place, tmp_path):
     assert "nll" in told["validation"]
 
 
+def test_a_posterior_that_is_fitted_again_leaves_other_files_alone(bayesify_, place, tmp_path):
+    run = tmp_path / "a"
+    fit = ("fit", "--method", "map", "--data", place / "blobs.npz", "--epochs", "1", "--out", run)
+    assert bayesify_(*fit)[0] == bayesify_("evaluate", run)[0] == 0
+    (run / "thesis.txt").write_text("years of work")
+    found = (run / "results.jsonl").read_text()
+    _, out, _ = bayesify_(*fit, "--overwrite")
+    assert f"is now in {run / 'results.jsonl.old'}" in out.replace("\n", "")
+    (run / "results.jsonl").write_text("{}\n")
+    bayesify_(*fit, "--overwrite", "--json")
+    assert (run / "results.jsonl.old").read_text() == found  # of an earlier one, kept too
+    assert (run / "results.jsonl.old1").read_text() == "{}\n"
+    assert (run / "thesis.txt").read_text() == "years of work"
+
+
 def test_a_fit_can_take_all_examples_that_are_not_for_testing(bayesify_, refused, place, tmp_path):
     asked = [
         "fit",
@@ -335,7 +350,8 @@ def test_compress_writes_a_smaller_posterior_that_the_other_commands_read(
     assert bayesify_("evaluate", str(out))[0] == 0
     code, said, _ = bayesify_("compress", fitted("blobs.npz"), *how, "--overwrite", "--json")
     sizes = json.loads(said)
-    assert (code, sizes["saved"]) == (0, sum(file.stat().st_size for file in out.iterdir()))
+    held = [file for file in out.iterdir() if file.name != "results.jsonl.old"]
+    assert (code, sizes["saved"]) == (0, sum(file.stat().st_size for file in held))
     assert sizes["of_pair"] < sizes["of_network"]
     assert f"{sizes['gaussians']} gaussians, {sizes['outliers']} outliers, 0 blended" in told
 

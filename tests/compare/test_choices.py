@@ -31,6 +31,7 @@ def test_dotted_and_nested_options_reach_the_method_inside():
 def test_the_method_inside_can_be_none_or_another():
     assert make("stf", {"pretrain": "none"}).pretrain is None
     assert make("stf", {"pretrain": "map"}).pretrain == MAP()
+    assert make("stf", {"pretrain": "auto"}).pretrain == make("stf", {}).pretrain == "auto"
     inner = make("stf", {"pretrain": "mean-field-vi", "pretrain.pretrain.epochs": 2})
     assert inner.pretrain.pretrain.epochs == 2
 
@@ -63,6 +64,7 @@ def test_weights_are_chosen_by_text(text, where):
         ("stf", {"prior_loc": 3}, "prior_loc to be text"),
         ("stf", {"pretrain": "mapp"}, "unknown method 'mapp'"),
         ("stf", {"pretrain": "none", "pretrain.epochs": 3}, "pretrain is none"),
+        ("stf", {"pretrain": "auto", "pretrain.epochs": 3}, "pretrain is auto"),
         ("stf", {"where.x": 1}, "where is no method"),
         ("stf", {"pretrain.epoch": 3}, "map has no option 'epoch'"),
         ("stf", {"petrain.epochs": 3}, "did you mean 'pretrain'"),

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 
 import bayesify
 from bayesify import METHODS, DropoutPosterior, Posterior, WeightPosterior, fit
-from bayesify.errors import UnsupportedModelError
+from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesify.methods.base import Method
 from bayesify.options import from_json, to_json
+from bayesify.starting import AUTO, AUTO_METHOD
 from bayesify.weights.named import buffers_of, weights_of
 
 from ..zoo import CLASSES, NETS, Net, row, with_dropout
@@ -55,6 +56,8 @@ def small(method: Method, **changes: Any) -> Any:
         value = getattr(method, field.name)
         if field.name in wanted:
             new[field.name] = wanted[field.name]
+        elif value == AUTO:
+            new[field.name] = small(AUTO_METHOD, **changes)
         elif dataclasses.is_dataclass(value) and isinstance(value, Method):
             new[field.name] = small(value, **changes)
     return replace(method, **new)  # type: ignore[type-var]
@@ -248,11 +251,15 @@ def test_dtype_names_and_tying_are_kept(name):
     method = small(METHODS[name](), **OWN_OPTIONS.get((name, "tied"), {}))
     posterior = fit(model, NETS["tied"].data(), method)
     names = weights_of(model) | buffers_of(model)
-    assert set(posterior.point()) <= set(names)
+    if isinstance(posterior, WeightPosterior) and posterior.q.networks > 1:
+        with pytest.raises(OptionError, match="whose mean is no network"):
+            posterior.point()
+    point = posterior.q.point() if isinstance(posterior, WeightPosterior) else posterior.point()
+    assert set(point) <= set(names)
     assert posterior.outputs(NETS["tied"].inputs(3), num_samples=2).dtype == torch.float64
     assert posterior.model.score.weight is posterior.model.embed.weight
     assert list(posterior.model.state_dict()) == list(model.state_dict())
-    for key, each in posterior.point().items():
+    for key, each in point.items():
         assert (each.dtype, each.shape) == (names[key].dtype, names[key].shape)
 
 

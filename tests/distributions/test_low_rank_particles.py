@@ -327,7 +327,7 @@ def test_tied_weights_stay_tied():
         torch.testing.assert_close(out, torch.tanh(hidden) @ table.T)
 
 
-def test_products_are_as_far_apart_as_the_dense_members():
+def test_products_are_as_far_apart_as_the_dense_members_and_their_factors():
     model = NETS["cnn"].model().double()
     q = moved(LowRankParticles.around(model, members=3, scale=0.5))
     members = torch.stack(
@@ -335,6 +335,8 @@ def test_products_are_as_far_apart_as_the_dense_members():
     )
     want = torch.cdist(members, members).square()
     got = torch.stack([each.distances() for each in q.coordinates("product")]).sum(0)
+    both = [each.detach().flatten(1) for each in (*q.down.parameters(), *q.up.parameters())]
+    want = want + torch.cdist(torch.cat(both, 1), torch.cat(both, 1)).square()
     torch.testing.assert_close(got.detach(), want)
     held = torch.cat([each.detach().flatten(1) for each in q.parameters()], 1)
     factors = torch.stack([each.distances() for each in q.coordinates("factor")]).sum(0)

@@ -1,12 +1,15 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import log_softmax
 from sklearn.calibration import calibration_curve
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from bayesify.errors import DataError
+from bayesify.errors import DataError, OptionError
 from bayesify.evaluation.calibration import (
     adaptive_reliability,
     fit_temperature,
@@ -145,6 +148,36 @@ def test_a_planted_temperature_is_recovered(planted):
     assert fit_temperature(sharpened, target) == pytest.approx(planted, rel=0.03)
 
 
+@pytest.mark.parametrize(("n", "scale", "prior_scale"), [(3, 9.0, 0.5), (40, 3.0, 0.5), (40, 1, 2)])
+def test_the_temperature_is_the_maximum_of_the_penalised_likelihood(n, scale, prior_scale):
+    """Against scipy's likelihood at 20,001 temperatures."""
+    logits, target = draw(1, n, 4, scale)
+    log_t = np.linspace(np.log(0.05), np.log(20), 20_001)
+    scaled = logits.log_softmax(1).numpy() / np.exp(log_t)[:, None, None]
+    likelihood = log_softmax(scaled, 2)[:, np.arange(n), target.numpy()].sum(1)
+    want = log_t[(likelihood - 0.5 * (log_t / prior_scale) ** 2).argmax()]
+    found = fit_temperature(logits.log_softmax(1), target, prior_scale=prior_scale)
+    assert np.log(found) == pytest.approx(want, abs=6e-4)  # a step of the grid
+
+
+def test_held_out_data_without_an_error_do_not_make_a_network_sure_of_everything():
+    """Truth: the expected NLL where each of the N(0, 3^2) logits says what is so.
+
+    Of 30 held-out examples none is wrong; the likelihood alone would take the least T.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.stack([3 * torch.randn(4000, generator=generator), torch.zeros(4000)], 1)
+    probs, held_out = logits.double().softmax(1), (probs_of := logits.double().log_softmax(1))[:30]
+    temperature = fit_temperature(held_out, held_out.argmax(1))
+    assert 0.3 < temperature < 1
+
+    def expected_nll(temperature):
+        return -(probs * (probs_of / temperature).log_softmax(1)).sum(1).mean()
+
+    assert expected_nll(temperature) < 1.25 * expected_nll(1)
+    assert expected_nll(0.05) > 5 * expected_nll(1)
+
+
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**31), st.floats(0.1, 8.0))
 def test_temperature_never_hurts_nll_and_never_changes_accuracy(seed, scale):
@@ -158,13 +191,18 @@ def test_temperature_never_hurts_nll_and_never_changes_accuracy(seed, scale):
     assert scaled.argmax(1).equal(log_probs.argmax(1))
 
 
-def test_a_model_that_is_always_right_gets_the_lowest_temperature():
+def test_a_temperature_at_a_bound_is_said():
     log_probs = torch.tensor([[1.0, 0.0]]).log_softmax(1).expand(5, 2)
-    assert fit_temperature(log_probs, torch.zeros(5).long()) == pytest.approx(0.05, rel=1e-3)
+    for target, bound in ((torch.zeros(5).long(), 0.05), (torch.ones(5).long(), 20)):
+        with pytest.warns(UserWarning, match=f"temperature is {bound:g}, the bound"):
+            found = fit_temperature(log_probs, target, prior_scale=math.inf)
+        assert found == pytest.approx(bound, rel=1e-3)
+    with pytest.raises(OptionError, match="above 0"):
+        fit_temperature(log_probs, target, prior_scale=0.0)
 
 
 def test_log_probabilities_of_impossible_classes_are_refused():
-    with pytest.raises(DataError, match=r"Predictions\.log_probs"):
+    with pytest.raises(DataError, match="use those of a predictive"):
         fit_temperature(torch.tensor([[0.0, -torch.inf]]), torch.tensor([0]))
 
 

@@ -24,6 +24,7 @@ from bayesify.likelihoods import Gaussian
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.map import MAP
 from bayesify.models.mlp import mlp
+from bayesify.streams import stream
 from bayesify.weights.named import assign_
 
 QUICK = MAP(epochs=2)
@@ -122,7 +123,7 @@ def test_disagreement_is_counted_by_task():
 def test_the_numbers_are_those_of_the_retrained_weights(net, data):
     found = only(diagnose(net, data, layers=["3"], starts=3, method=QUICK, seed=5))
     retrain = Retraining(net, data, method=QUICK, seed=5)
-    drawn = fresh_weights(net, found.names, 3, torch.Generator().manual_seed(5))
+    drawn = fresh_weights(net, found.names, 3, stream(5, "start"))
     ends = [retrain({name: each[m] for name, each in drawn.items()}) for m in range(3)]
     rows = [as_rows(weights) for weights, _ in ends]
     given = as_rows({name: net.get_parameter(name).detach() for name in found.names})

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import bayesify
+from bayesify import Categorical, Gaussian, MeanField, WeightPosterior
 from bayesify.errors import BayesifyError, DataError, ShapeError
 from bayesify.evaluation.attacks import InputBox
 from bayesify.evaluation.evaluate import evaluate
@@ -190,3 +191,56 @@ def test_attacks_need_gradients_and_that_is_said_before_anything_is_predicted(da
     with pytest.raises(bayesify.UnsupportedModelError, match="derive from it"):
         evaluate(posterior, data, attacks=FEW["attacks"])
     assert posterior.seen == []
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(), Gaussian(0.5)])
+def test_a_network_of_half_precision_is_measured(likelihood):
+    net = torch.nn.Linear(4, 100 if likelihood.task == "classification" else 1).bfloat16()
+    q = MeanField.around(net, scale=0.5)
+    posterior = WeightPosterior(net, q, likelihood)
+    x = torch.randn(30, 4).bfloat16()
+    y = torch.arange(30) if likelihood.task == "classification" else torch.randn(30)
+    found = evaluate(posterior, (x, y)).metrics
+    predictive = posterior.predict(x)
+    assert found["nll"] == pytest.approx(-predictive.log_prob(y).double().mean().item(), rel=1e-5)
+    assert all(value == value for value in found.values())
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.bool]
+)
+def test_labels_of_any_integer_type_are_labels(kind):
+    """Fit and evaluation are those of int64, number by number."""
+    x = torch.randn(40, 4)
+    y = (x[:, 0] > 0).long()
+    methods = [
+        bayesify.MAP(epochs=1),
+        bayesify.Laplace(pretrain=bayesify.MAP(epochs=1), structure="diag"),
+        bayesify.DiagonalLaplace(pretrain=bayesify.MAP(epochs=1), factor=1.0),
+        bayesify.BALI(epochs=1, min_steps=2),
+    ]
+    for method in methods:
+        torch.manual_seed(0)
+        net = torch.nn.Linear(4, 2)
+        want = bayesify.evaluate(bayesify.fit(net, (x, y), method), (x, y))
+        got = bayesify.evaluate(bayesify.fit(net, (x, y.to(kind)), method), (x, y.to(kind)))
+        assert got.metrics == want.metrics
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, y: (x, y + 1), "labels reach from"),
+        (lambda x, y: (x, y.float()), "expected integer class indices"),
+        (lambda x, y: (x, torch.nn.functional.one_hot(y)), "not one-hot rows"),
+        (lambda x, y: (x / 0, y), "batch 0: .* NaN or infinite"),
+    ],
+)
+def test_what_is_judged_is_checked_before_it_is_predicted(change, said):
+    x = torch.randn(40, 4)
+    y = torch.arange(40) % 2
+    posterior = bayesify.fit(torch.nn.Linear(4, 2), (x, y), bayesify.MAP(epochs=1))
+    seen = []
+    with pytest.raises(bayesify.BayesifyError, match=said):
+        bayesify.evaluate(posterior, change(x, y), on_batch=seen.append)
+    assert seen == []

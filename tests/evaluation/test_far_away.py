@@ -13,6 +13,7 @@ from bayesify import Categorical, Gaussian, MeanField, WeightPosterior, first_la
 from bayesify.data.toy import two_moons
 from bayesify.errors import DataError, OptionError, ShapeError, UnsupportedModelError
 from bayesify.evaluation.far_away import confidence_along, far_away_limit, overconfidence
+from bayesify.streams import stream
 from bayesify.weights.structured import StructuredWeight
 
 from ..conformance.test_distributions import CASES
@@ -45,7 +46,7 @@ def compass(count: int = 8) -> Tensor:
 
 def sampled_nets(posterior: WeightPosterior, count: int = S) -> list[nn.Module]:
     """The networks that the posterior averages, one by one, in double precision."""
-    samples = posterior.q.sample(count, generator=torch.Generator().manual_seed(0))
+    samples = posterior.q.sample(count, generator=stream(0, "predict"))
     nets = []
     for number in range(posterior.q.size(count)):
         weights = posterior.q.weights(tree_map(lambda each, i=number: each[i], samples))

@@ -51,7 +51,7 @@ def test_half_of_the_digits_point_the_same_way(posterior, images):
     assert half.dtype == torch.float32
     assert not half.equal(full)
     cosine = F.cosine_similarity(full.flatten(1), half.flatten(1))
-    assert (cosine > 0.999).all()
+    assert (cosine > 1 - 2**-8).all()  # its relative error of rounding
 
 
 def test_only_the_gradient_is_computed_in_half_of_the_digits(posterior, images):

@@ -197,3 +197,24 @@ def test_options_survive_json(kind, degrees):
 def test_impossible_degrees_are_refused(degrees):
     with pytest.raises(OptionError, match=r"degrees=.*: expected .* above 2 .*; pass 4"):
         Gaussian(1.0, degrees)
+
+
+def test_noise_is_fitted_to_the_residuals_in_any_unit():
+    """Truth: the maximum of the likelihood in the scale is the root mean square residual."""
+    for unit in (1e-6, 1.0, 1e6):
+        target = unit * torch.randn(500, 2)
+        outputs = target + 0.1 * unit * torch.randn(500, 2)
+        likelihood = Gaussian("learnt")
+        assert likelihood.fit_to_(outputs[None], target)
+        want = (outputs - target).square().mean().sqrt()
+        torch.testing.assert_close(likelihood.log_scale.detach().exp(), want, rtol=1e-4, atol=0)
+        assert not likelihood.fit_to_(2 * outputs[None], target)  # it has been, and is kept
+    assert not Gaussian("output").fit_to_(torch.randn(1, 9, 2), torch.randn(9))
+
+
+def test_noise_of_a_network_that_interpolates_stays_above_zero():
+    target = torch.randn(50, 1)
+    likelihood = Gaussian("learnt")
+    assert likelihood.fit_to_(target[None], target)
+    floor = MIN_VARIANCE**0.5 * target.std(correction=0)
+    torch.testing.assert_close(likelihood.log_scale.detach().exp(), floor)

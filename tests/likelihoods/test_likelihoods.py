@@ -116,3 +116,55 @@ def test_without_learnt_numbers_or_constant_curvature_nothing_happens(likelihood
     assert likelihood.output_precision(outputs) is None
     likelihood.reestimate_(outputs, target, rate=0.5)
     assert not likelihood.state_dict()
+
+
+@pytest.mark.parametrize("positions", [(), (5,)])
+def test_no_constant_does_better_than_the_frequencies_of_classes(positions):
+    """Truth: the smallest NLL that gradient descent on one vector of logits finds."""
+    target = torch.multinomial(torch.tensor([0.6, 0.3, 0.1]), 200, replacement=True)
+    target = target.view(-1, *positions)
+    logits = torch.zeros(3, requires_grad=True)
+    descent = torch.optim.LBFGS([logits], max_iter=100)
+
+    def loss():
+        descent.zero_grad()
+        nll = torch.nn.functional.cross_entropy(logits.expand(200, 3), target.flatten())
+        nll.backward()
+        return nll
+
+    descent.step(loss)
+    shape = (1, 3, *(1 for _ in positions))
+    outputs = logits.detach().view(shape).expand(len(target), 3, *positions)
+    cut = len(target) // 3
+    batches = [(outputs[:cut], target[:cut]), (outputs[cut:], target[cut:])]
+    own, constant = Categorical().against_constant(batches)
+    assert own == pytest.approx(constant, rel=1e-4)
+
+
+def test_no_constant_does_better_than_frequencies_of_labels_or_the_mean_of_numbers():
+    target = (torch.rand(200, 2) < torch.tensor([0.2, 0.7])).float()
+    best = torch.logit(target.mean(0)).expand(200, 2)
+    own, constant = Bernoulli().against_constant(
+        [(best[:50], target[:50]), (best[50:], target[50:])]
+    )
+    assert own == pytest.approx(constant, rel=1e-5)
+    always = torch.ones(4, 2)
+    assert Bernoulli().against_constant([(9 * always, always)])[1] == 0
+    numbers = 3 + torch.randn(200, 2)
+    mean = numbers.mean(0)
+    for kind, outputs in (("learnt", mean), ("output", torch.cat([mean, torch.randn(2)]))):
+        batches = [(outputs.expand(200, -1), numbers)]
+        own, constant = Gaussian(kind).against_constant(batches)
+        assert own == pytest.approx(constant, rel=1e-5)
+        assert constant == pytest.approx((numbers - mean).square().mean().sqrt().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["categorical", "bernoulli", "gaussian"])
+def test_log_densities_of_half_precision_are_those_of_its_numbers_in_double(name):
+    """1,000 labels, positions or dimensions are summed: bfloat16 alone has three digits."""
+    outputs = torch.randn(2, 3, 4, 1000).bfloat16()
+    likelihood = LIKELIHOODS[name]() if name != "gaussian" else Gaussian(0.5)
+    target = torch.randint(4, (3, 1000)) if name == "categorical" else torch.ones(3, 1000)
+    outputs = outputs if name == "categorical" else outputs[:, :, 0]
+    got, want = (likelihood.log_prob(each, target) for each in (outputs, outputs.double()))
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)

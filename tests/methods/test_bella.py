@@ -455,7 +455,7 @@ def test_every_member_sees_every_example_once_in_an_epoch():
     calls: list[list[float]] = []
     method = Bella(pretrain=None, members=3, rank=1, epochs=1)
     fit(Spy(1, 2), (x, (x[:, 0] > 9).long()), method, batch_size=8, vectorize=False)
-    for i, call in enumerate(calls):
+    for i, call in enumerate(calls[3:]):  # the first three are the rehearsal's step
         seen[i % 3] += call
     assert [sorted(each) for each in seen] == [x[:, 0].tolist()] * 3
     assert seen[0] != seen[1]

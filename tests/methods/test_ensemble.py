@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from bayesify.distributions.particles import Particles
 from bayesify.errors import UnsupportedModelError
 from bayesify.methods.fresh import fresh_starts
 from bayesify.methods.member_training import Training, train_members
+from bayesify.options import from_json, register, to_json
 
 from ..zoo import NETS
 
@@ -112,3 +115,33 @@ def test_nothing_to_train_is_refused():
     net = nn.Linear(4, 3).requires_grad_(False)
     with pytest.raises(UnsupportedModelError, match="frozen"):
         fit(net, (torch.randn(40, 4), torch.arange(40) % 3), MAP())
+
+
+class Gains(nn.Module):
+    """A network with a weight that no module of it can draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.head = nn.Parameter(torch.randn(4)), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x * self.gain)
+
+
+@register
+@dataclass(frozen=True)
+class BuildsGains:
+    def __call__(self) -> nn.Module:
+        return Gains()
+
+
+def test_a_network_is_made_anew_where_its_modules_cannot_draw_it():
+    data = torch.randn(30, 4), torch.arange(30) % 3
+    with pytest.raises(UnsupportedModelError, match=r"owns gain .* bayesify.Ensemble\(build=...\)"):
+        fit(Gains(), data, Ensemble(members=2, epochs=1))
+    method = Ensemble(members=2, epochs=1, lr=1e-9, build=BuildsGains())
+    assert from_json(to_json(method)) == method
+    first, second = fit(Gains(), data, method).q.members.named()["gain"]
+    assert (first - second).abs().max() > 0.05
+    with pytest.raises(OptionError, match=r"bayesify\.options\.register"):
+        fit(Gains(), data, Ensemble(members=2, epochs=1, build=Gains))

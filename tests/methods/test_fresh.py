@@ -140,3 +140,92 @@ def test_an_owner_that_cannot_draw_is_named():
     model[1].requires_grad_(False)
     (start,) = fresh_starts(model, 1, seeded())
     assert torch.equal(start[1].gain, torch.ones(4))
+
+
+def differing(model: nn.Module, start: nn.Module) -> dict[str, bool]:
+    """Whether each weight that is no constant was drawn anew."""
+    pairs = zip(model.named_parameters(), start.parameters(), strict=True)
+    return {n: not torch.equal(a, b) for (n, a), b in pairs if a.numel() > 1 and a.std() > 0}
+
+
+@pytest.mark.parametrize("kind", ["ViT", "GPT2", "CLIP", "Llama"])
+def test_networks_of_transformers_are_drawn_by_their_own_rule(kind):
+    """Their standard deviation is `initializer_range`, also of bare parameters such as tokens."""
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    wide = small | {"intermediate_size": 48}
+    config = {
+        "ViT": lambda: transformers.ViTConfig(**wide, image_size=8, patch_size=4),
+        "GPT2": lambda: transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=40),
+        "Llama": lambda: transformers.LlamaConfig(**wide, vocab_size=40),
+        "CLIP": lambda: transformers.CLIPConfig(
+            text_config=wide | {"vocab_size": 40, "projection_dim": 16},
+            vision_config=wide | {"image_size": 8, "patch_size": 4, "projection_dim": 16},
+            projection_dim=16,
+        ),
+    }[kind]()
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    for each in model.parameters():
+        each._is_hf_initialized = True  # as `from_pretrained` leaves them
+    first, second = fresh_starts(model, 2, seeded())
+    assert all(differing(model, first).values())
+    assert all(differing(first, second).values())
+    want = {name: each.std().item() for name, each in model.named_parameters() if each.ndim == 2}
+    for name, each in first.named_parameters():
+        if each.ndim == 2 and each.numel() > 500:
+            assert each.std().item() == pytest.approx(want[name], rel=0.2), name
+
+
+class TokenNet(nn.Module):
+    """As timm writes it: the network's own `init_weights` draws its bare parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.head = nn.Parameter(torch.empty(8)), nn.Linear(8, 3)
+        self.init_weights()
+
+    def init_weights(self, mode: str = "") -> None:
+        nn.init.normal_(self.token, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + self.token)
+
+
+def test_what_modules_cannot_draw_the_networks_init_weights_does():
+    model = TokenNet()
+    (start,) = fresh_starts(model, 1, seeded())
+    assert not torch.equal(start.token, model.token)
+    assert start.token.std() < 0.1
+    assert not torch.equal(start.head.weight, model.head.weight)
+    assert (start.head.bias == 0).all()
+
+
+def test_a_rule_of_the_network_leaves_what_is_frozen():
+    class Net(nn.Sequential):
+        def _init_weights(self, module: nn.Module) -> None:
+            for each in module.parameters():  # of all that is inside, too
+                nn.init.constant_(each, 3.0)
+
+    model = Net(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    model(torch.randn(9, 3))
+    model[1].eval()
+    model[:2].requires_grad_(False)
+    (start,) = fresh_starts(model, 1, seeded())
+    held = start[:2].state_dict()
+    assert all(torch.equal(each, held[name]) for name, each in model[:2].state_dict().items())
+    assert (start[2].weight == 3).all()
+
+
+def test_a_function_that_makes_the_network_draws_it():
+    class Net(Bare):
+        def __init__(self) -> None:
+            super().__init__()
+            nn.init.normal_(self.gain)
+
+    first, second = fresh_starts(Net(), 2, seeded(), build=Net)
+    assert not torch.equal(first.gain, second.gain)
+    assert torch.equal(first.gain, fresh_starts(Net(), 1, seeded(), build=Net)[0].gain)
+    for wrong in (lambda: nn.Linear(4, 4), lambda: None):
+        with pytest.raises(UnsupportedModelError, match=r"build: expected a function .* new Net"):
+            fresh_starts(Net(), 1, seeded(), build=wrong)

@@ -45,24 +45,21 @@ def with_gradients(kind: type, net: str, members: int = 4) -> Particles | LowRan
 
 def coordinates(q: Particles | LowRankParticles, own: dict[str, Tensor], kernel: str) -> Tensor:
     """What the kernel compares, of one member whose parameters are `own`."""
-    if isinstance(q, Particles) or kernel == "factor":
-        return torch.cat([each.flatten() for each in own.values()])
     products = [
-        q.scale * own[name.replace("down.", "up.", 1)] @ each if name.startswith("down.") else each
+        q.scale * own[name.replace("down.", "up.", 1)] @ each
         for name, each in own.items()
-        if not name.startswith("up.")
+        if kernel == "product" and name.startswith("down.")
     ]
-    return torch.cat([each.flatten() for each in products])
+    return torch.cat([each.flatten() for each in (*own.values(), *products)])
 
 
 def by_the_definition(q: Particles | LowRankParticles, kernel: str) -> dict[str, Tensor]:
     """phi from its double sum, every slope of k(w_j, w_i) by autograd of one pair.
 
-    It is that in w_j, as published, where coordinates are plain tensors; of products, minus that in
-    the factors of i, which they move.
+    It is that in w_j, as published, and for products in the factors of j.
     """
     held = {name: each.detach() for name, each in q.named_parameters()}
-    count, products = q.size(1), isinstance(q, LowRankParticles) and kernel == "product"
+    count = q.size(1)
 
     def member(m: int) -> dict[str, Tensor]:
         return {name: each[m].clone().requires_grad_() for name, each in held.items()}
@@ -72,12 +69,12 @@ def by_the_definition(q: Particles | LowRankParticles, kernel: str) -> dict[str,
     result = {name: torch.zeros_like(each) for name, each in held.items()}
     for i in range(count):
         for j in range(count):
-            own, other, sign = (member(i), places[j], -1) if products else (member(j), places[i], 1)
-            k = torch.exp(-(coordinates(q, own, kernel) - other).square().sum() / h)
-            slopes = torch.autograd.grad(k, list(own.values()))
+            other = member(j)
+            k = torch.exp(-(coordinates(q, other, kernel) - places[i]).square().sum() / h)
+            slopes = torch.autograd.grad(k, list(other.values()))
             for (name, each), slope in zip(q.named_parameters(), slopes, strict=True):
                 g = 0 if each.grad is None else each.grad[j]
-                away = sign * TEMPERATURE / NUM_DATA * slope
+                away = TEMPERATURE / NUM_DATA * slope
                 result[name][i] += (k.detach() * g - away) / count
     return result
 
@@ -230,3 +227,41 @@ def test_a_gradient_of_nothing_stays_nothing():
     clip_members_(held, 0.1)
     assert joined(held)[0].abs().max() == 0
     assert joined(held)[1].norm() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("common_down", [True, False])
+@pytest.mark.parametrize("kernel", ["product", "factor"])
+@pytest.mark.parametrize(("truth", "noise"), [(1.5, 0.5), (0.0, 2.0)])
+def test_a_product_of_two_numbers_has_the_law_of_its_posterior(truth, noise, kernel, common_down):
+    """w = .3 + b a with a, b ~ N(0, 1) and y ~ N(w x, noise^2), exactly, on a grid over (a, b).
+
+    SVGD's spread falls short where members are few: by up to a quarter of the variance at 40.
+    """
+    x = torch.randn(20, dtype=torch.float64)
+    y = truth * x + noise * torch.randn(20, dtype=torch.float64)
+
+    def loss(w: Tensor) -> Tensor:  # nats in all, up to a constant
+        return (w**2 * (x @ x) - 2 * w * (x @ y)) / (2 * noise**2)
+
+    grid = torch.linspace(-6, 6, 601, dtype=torch.float64)
+    a, b = torch.meshgrid(grid, grid, indexing="ij")
+    p = (-loss(0.3 + a * b) - (a**2 + b**2) / 2).flatten().softmax(0)
+    w = (0.3 + a * b).flatten()
+    mean, variance = p @ w, p @ w**2 - (p @ w) ** 2
+
+    net = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(net.weight, 0.3)
+    q = LowRankParticles.around(net, members=40, rank=1, noise=1.0, common_down=common_down)
+    down, up = q.down.named()["weight"], q.up.named()["weight"]
+    adam = torch.optim.Adam(q.parameters(), lr=0.06)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 500)
+    for _ in range(500):
+        adam.zero_grad()
+        prior = (down.square().sum() + up.square().sum()) / 2
+        ((loss(0.3 + (up @ down).flatten()).sum() + prior) / len(x)).backward()
+        svgd_(q, num_data=len(x), kernel=kernel)
+        adam.step()
+        fall.step()
+    got = 0.3 + (up @ down).detach().flatten()
+    assert (got.mean() - mean).abs() < 0.2 * variance.sqrt()
+    assert 0.7 < got.var() / variance < 1.3

@@ -7,6 +7,7 @@ from bayesify.distributions.mean_field import MeanField
 from bayesify.objective import negative_elbo
 from bayesify.priors import NormalPrior
 from bayesify.weights.named import weights_of
+from bayesify.weights.noise_scope import noise_scopes
 
 NOISE, PRIOR, SIZE = 1.0, 0.2, 300
 
@@ -41,10 +42,9 @@ def test_an_own_loop_reaches_the_analytic_optimum(generator):
     q, prior = MeanField.around(net, scale=0.1), NormalPrior(PRIOR)
     optimiser = torch.optim.Adam(q.parameter_groups(lr=0.05, scale_lr=0.05))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 1000)
+    noise = {"generator": generator, "scopes": noise_scopes(net, x, q.names)}
     for _ in range(1000):
-        loss = negative_elbo(
-            net, q, Gaussian(NOISE), prior, x, y, num_data=SIZE, generator=generator
-        )
+        loss = negative_elbo(net, q, Gaussian(NOISE), prior, x, y, num_data=SIZE, **noise)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -13,6 +13,7 @@ from bayesify.methods.sharing import Source
 from bayesify.objective import negative_elbo
 from bayesify.priors import NormalPrior
 from bayesify.weights.named import weights_of
+from bayesify.weights.noise_scope import noise_scopes
 
 from ..zoo import NETS
 
@@ -119,6 +120,7 @@ def test_the_loss_is_the_negative_elbo_with_a_prior_relative_to_each_tensor(prio
         num_data=48,
         temperature=0.7,
         generator=noise,
+        scopes=noise_scopes(problem.model, problem.example, q.names),
     )
     assert made.run.step(x, y)["loss"] == pytest.approx(want.item(), rel=1e-5)
 

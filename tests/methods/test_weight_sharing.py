@@ -256,7 +256,7 @@ def test_the_structure_rests_in_the_last_third(monkeypatch, epochs, wanted):
 def test_merged_codes_are_gone_in_the_end():
     method = replace(PLAIN, epochs=3, merge_gradient=1e9, merge_variance=1e9)
     sizes = [
-        len(fitted(replace(method, merge_distance=distance)).q.loc) for distance in (0.0, 0.05, 1e9)
+        len(fitted(replace(method, merge_distance=distance)).q.loc) for distance in (0.0, 0.1, 1e9)
     ]
     assert sizes[0] > sizes[1] > sizes[2] == 1
 
@@ -297,7 +297,9 @@ def test_after_tuning_or_without_covariances_noise_is_scaled_on_validation_examp
     assert len(seen) == times
     unscaled = fitted(method)
     want = unscaled.q.log_scale + (math.log(0.5) if times else 0.0)
-    torch.testing.assert_close(posterior.q.log_scale, want, rtol=0, atol=0.005)  # of float16
+    torch.testing.assert_close(
+        posterior.q.log_scale, want, rtol=0, atol=2**-7
+    )  # of float16 below 16
     assert torch.equal(posterior.q.loc, unscaled.q.loc)
 
 
@@ -338,7 +340,7 @@ def test_as_many_codes_as_an_int16_holds():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mean_field": MeanFieldVI()}, r"mean_field=.*pretrain=None.*move it there"),
+        ({"mean_field": MeanFieldVI(pretrain=MAP())}, r"mean_field=.*pretrain=None.*move it there"),
         ({"law": "fixed", "epochs": 1}, "law='fixed'.*nothing random"),
         ({"law": "martial"}, "law='martial'.*'per_weight', 'per_layer'"),
         ({"outlier_rule": "taste"}, "outlier_rule='taste'.*'quantisation', 'magnitude'"),

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from bayesify.report.groups import groups
-from bayesify.report.paired import differences, paired_table, reference
+from bayesify.report.paired import differences, paired_table, quantile, reference
 
 from .fake import folded_records, full_records, full_regression_records, records
 
@@ -40,7 +40,7 @@ def test_it_is_paired_as_in_a_t_test():
     expected = stats.ttest_rel(b, a)
     assert found.estimate.mean / found.estimate.standard_error == pytest.approx(expected.statistic)
     assert found.estimate.n == 4
-    assert found.marked
+    assert found.marked is bool(expected.pvalue < 0.05)
     pooled = math.hypot(statistics.stdev(a), statistics.stdev(b)) / 2
     assert found.estimate.standard_error < pooled / 3
 
@@ -71,12 +71,23 @@ def test_without_map_the_first_row_is_the_reference():
         ((1.0, 1.1), False),  # too few
         ((0.0, 0.0, 0.0), False),
         ((0.1, 0.1, 0.1), True),
-        ((0.0, 1.0, 2.0), False),  # 1.0 is less than twice 0.577
+        ((0.1, 1.0, 1.3), False),  # 2.2 standard errors
+        ((0.5, 1.0, 1.25), False),  # 4.2 of them, a little less than Student's quantile
+        ((0.5, 1.0, 1.1), True),
     ],
 )
-def test_marks_need_three_pairs_and_two_standard_errors(gaps, marked):
+def test_marks_need_three_pairs_and_students_quantile(gaps, marked):
     values = {"map": dict.fromkeys(range(len(gaps)), 0.0), "stf": dict(enumerate(gaps))}
     assert only(differences(group_of(values))).marked is marked
+
+
+@pytest.mark.parametrize("n", [3, 4, 10])
+def test_where_there_is_no_difference_one_in_twenty_is_marked(n):
+    """Truth: 4,000 comparisons of nothing with nothing."""
+    gaps = np.random.default_rng(n).normal(size=(4000, n))
+    errors = gaps.std(1, ddof=1) / n**0.5
+    share = (abs(gaps.mean(1)) > quantile(n) * errors).mean()
+    assert share == pytest.approx(0.05, abs=4 * (0.05 * 0.95 / 4000) ** 0.5)
 
 
 def test_seeds_are_averaged_within_folds():
@@ -112,7 +123,7 @@ def test_the_table_shows_signs_marks_and_what_they_mean():
     assert (label, cell.text, cell.best) == ("stf", "-0.250", True)
     assert cell.error == f"{stats.sem([0.2, 0.3, 0.25]):.3f}"
     assert "3 pairs" in shown.notes[0]
-    assert "twice its standard error" in shown.notes[0]
+    assert "Student's quantile (4.30 for 3 pairs)" in shown.notes[0]
 
 
 def test_with_two_pairs_the_note_says_that_nothing_is_marked():

@@ -100,11 +100,76 @@ def test_a_weight_at_the_root_is_a_layer():
     assert first_layer(Root(), torch.ones(1, 4)) == ["w", "b"]
 
 
+class Clip(nn.Module):
+    """The layout of open_clip's towers: tokens, positions and a projection are the root's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Parameter(torch.randn(8, 3))
+        self.class_embedding = nn.Parameter(torch.randn(8))
+        self.positional_embedding = nn.Parameter(torch.randn(5, 8))
+        self.logit_scale = nn.Parameter(torch.ones(()))
+        self.conv1, self.ln = nn.Conv2d(1, 8, 2, 2, bias=False), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x).flatten(2).mT
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1)
+        return self.ln(x + self.positional_embedding)[:, 0] @ self.proj * self.logit_scale.exp()
+
+
+class Bare(nn.Module):
+    """Two layers and a head, all parameters in the root or in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b1, self.w1 = nn.Parameter(torch.ones(8)), nn.Parameter(torch.randn(4, 8))
+        self.deep = nn.ParameterList([torch.randn(8, 8), torch.randn(8, 3), torch.ones(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (torch.tanh(x @ self.w1 + self.b1) @ self.deep[0]).tanh()
+        return x @ self.deep[1] + self.deep[2]
+
+
+def test_bare_parameters_are_chosen_by_the_operation_that_reads_them():
+    images = torch.randn(2, 1, 4, 4)
+    assert first_layer(Clip(), images) == ["conv1.weight"]
+    assert last_layer(Clip(), images) == ["proj"]
+    for example in (torch.randn(2, 4), None):
+        assert first_layer(Bare(), example) == ["b1", "w1"]
+        assert last_layer(Bare(), example) == ["deep.1", "deep.2"]
+
+
+def test_a_table_that_is_added_is_no_layer():
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places, self.head = nn.Parameter(torch.randn(5, 4)), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x + self.places)
+
+    with pytest.raises(UnsupportedModelError, match=r"`Placed`.* no matrix weight there. Pass"):
+        first_layer(Placed(), torch.randn(2, 5, 4))
+
+
+def test_a_module_that_owns_several_matrices_is_one_layer():
+    class Spline(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base, self.bent = (nn.Parameter(torch.randn(3, 4)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.base) + nn.functional.linear(x.cos(), self.bent)
+
+    net = nn.Sequential(nn.Linear(4, 4), Spline())
+    assert last_layer(net, torch.randn(2, 4)) == ["1.base", "1.bent"]
+
+
 def test_a_norm_in_front_is_named_with_what_to_do():
     net = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3))
     said = (
         r"`first_layer` found no weight to make Bayesian: the first module with parameters is "
-        r"`0` \(LayerNorm\), which has no matrix weight. Pass `where=matching\('...'\)`"
+        r"`0` \(LayerNorm\), which has no matrix weight there. Pass `where=matching\('...'\)`"
     )
     for example in (torch.randn(2, 4), None):
         with pytest.raises(UnsupportedModelError, match=said):

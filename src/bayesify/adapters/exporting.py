@@ -34,8 +34,8 @@ from bayesify.adapters.layers import (
 )
 from bayesify.distributions import LowRankParticles
 from bayesify.errors import UnsupportedModelError
-from bayesify.persistence import appearing, check_free
 from bayesify.posterior import Posterior, WeightPosterior
+from bayesify.replacing import appearing, check_free
 from bayesify.types import Named
 from bayesify.weights.named import weights_of
 
@@ -86,7 +86,7 @@ def export_adapters(
     check_free(path, overwrite, "adapters", _is_adapters)
     parts = _Parts.of(posterior.model, q)
     names = [f"member_{m}" for m in range(q.size(1))]
-    with appearing(path) as folder:
+    with appearing(path, _own_files) as folder:
         for m, name in enumerate(names):
             (folder / name).mkdir()
             tensors = {
@@ -233,3 +233,9 @@ def _check_found(model: nn.Module, saved: list[str], targets: list[str]) -> None
 def _is_adapters(path: Path) -> bool:
     entries = list(path.iterdir()) if path.is_dir() else [path]
     return all(each.name.startswith("member_") and (each / CONFIG).is_file() for each in entries)
+
+
+def _own_files(path: Path) -> list[Path]:
+    """What `export_adapters` writes, relative to `path`."""
+    members = [Path(each.name) for each in path.iterdir()]
+    return [member / name for member in members for name in (CONFIG, TENSORS)]

@@ -4,7 +4,6 @@ Factors, and biases of adapters, are taken as they are; of whatever else a file 
 are stored whole, biases of the network) the differences from the network are taken.
 """
 
-import copy
 import json
 import math
 import re
@@ -27,6 +26,7 @@ from bayesify.adapters.layers import (
     misfit,
     to_peft,
 )
+from bayesify.clones import clone
 from bayesify.distributions import LowRankParticles
 from bayesify.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
@@ -80,7 +80,7 @@ def import_adapters(
     """
     if isinstance(paths, str | Path) or not paths:
         raise OptionError(f"paths={paths!r}: expected a list of folders, one for each member.")
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = clone(model).eval().requires_grad_(False)
     members = [_Adapter.read(Path(path), model) for path in paths]
     for member in members[1:]:
         member.check_like(members[0])

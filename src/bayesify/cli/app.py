@@ -173,6 +173,7 @@ def evaluate(
     context: typer.Context,
     run: Annotated[str, typer.Argument(help="Folder that bayesify fit wrote.", metavar="RUN")],
     *,
+    model: flags.OwnModel = None,
     source: Annotated[
         str | None,
         flag(
@@ -197,15 +198,7 @@ def evaluate(
             metavar="ASPECT.OPTION=VALUE",
         ),
     ] = None,
-    transfer_from: Annotated[
-        str | None,
-        flag(
-            "--transfer-from",
-            help="Another saved posterior, such as MAP's, whose adversarial inputs are tried too.",
-            panel=JUDGE,
-            metavar="RUN",
-        ),
-    ] = None,
+    transfer_from: flags.TransferFrom = None,
     num_samples: flags.Samples = None,
     device: flags.Device = None,
     json: flags.AsJson = False,
@@ -232,6 +225,7 @@ def predict(
         ),
     ],
     *,
+    model: flags.OwnModel = None,
     out: Annotated[
         str | None,
         flag(
@@ -252,6 +246,7 @@ def compress(
     context: typer.Context,
     run: Annotated[str, typer.Argument(help="Folder that bayesify fit wrote.", metavar="RUN")],
     *,
+    model: flags.OwnModel = None,
     out: Annotated[
         str | None,
         flag(
@@ -280,6 +275,7 @@ def diagnose(
     context: typer.Context,
     run: Annotated[str, typer.Argument(help="Folder that bayesify fit wrote.", metavar="RUN")],
     *,
+    model: flags.OwnModel = None,
     data_dir: flags.DataDir = None,
     starts: Annotated[int, flag("--starts", help="Retrainings of each layer.", panel=HOW)] = 4,
     epochs: Annotated[int, flag("--epochs", help="Of each retraining.", panel=HOW)] = 20,

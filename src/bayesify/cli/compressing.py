@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from bayesify.cli.fitting import check_out
-from bayesify.cli.saved import open_run
+from bayesify.cli.saved import named_models, open_run, own
+from bayesify.compare.results import set_aside
 from bayesify.compression import Sizes, compressed
 from bayesify.errors import OptionError
 from bayesify.persistence import disk_bytes, save
@@ -16,6 +17,7 @@ from bayesify.posterior import WeightPosterior
 def compress(
     *,
     run: str,
+    model: str | None,
     out: str | None,
     codes: int,
     outliers: float,
@@ -28,7 +30,7 @@ def compress(
     if folder.resolve() == place:
         raise OptionError(f"--out {out}: that is {run} itself; choose another folder.")
     check_out(folder, overwrite=overwrite)
-    posterior, notes = open_run(run)
+    posterior, notes = open_run(run, named=named_models(model))
     if not isinstance(posterior, WeightPosterior):
         raise OptionError(
             f"{run} holds one network, whose dropout is its noise and takes no room; expected "
@@ -37,6 +39,7 @@ def compress(
     before = disk_bytes(place)
     small = compressed(posterior, codes=codes, outliers=outliers)
     save(small, folder, overwrite=overwrite, notes=notes.to_json())
+    aside = set_aside(folder)
     sizes = Sizes.of(folder, small)
     tally = small.tally()
     if json:
@@ -44,6 +47,8 @@ def compress(
         print(dumps(found | sizes.to_json() | tally))
         return 0
     console = Console(soft_wrap=True, highlight=False)
+    if aside:
+        console.print(f"What was found about the posterior before is now in {aside}.")
     console.print(f"{folder}: {sizes.saved:,} bytes, everything counted")
     for label, size in (
         (f"{run} as it was", before),
@@ -55,5 +60,5 @@ def compress(
     console.print(f"  {counts}: {small.trainable_parameters:,} learnt numbers")
     if small.q is posterior.q:
         console.print(f"  The weights of {run} share Gaussians already: copied as they are.")
-    console.print(f"See what it costs in accuracy: bayesify evaluate {folder}")
+    console.print(f"See what it costs in accuracy: bayesify evaluate {folder}{own(notes.model)}")
     return 0

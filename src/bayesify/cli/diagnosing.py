@@ -1,6 +1,5 @@
 """`bayesify diagnose`: which layer of a trained network do the data leave open?"""
 
-import copy
 import tempfile
 from json import dumps
 from pathlib import Path
@@ -16,7 +15,8 @@ from rich.progress import (
 from torch import nn
 
 from bayesify.cli.comparing import listed
-from bayesify.cli.saved import open_run
+from bayesify.cli.saved import named_models, open_run
+from bayesify.clones import clone
 from bayesify.compare.problems import usable_device
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.dropout import DropoutPosterior
@@ -33,6 +33,7 @@ from bayesify.weights.named import assign_
 def diagnose(
     *,
     run: str,
+    model: str | None,
     starts: int,
     epochs: int,
     layers: str | None,
@@ -44,10 +45,10 @@ def diagnose(
 ) -> int:
     """Print the table and draw the plot; returns the exit code. Arguments are the flags."""
     method = MAP(epochs=epochs)
-    posterior, notes = open_run(run, device=usable_device(device))
+    posterior, notes = open_run(run, device=usable_device(device), named=named_models(model))
     plot = Path(out) if out else Path(run) / "diagnosis.svg"
     _check_writable(plot)
-    model = _trained(posterior, run)
+    network = _trained(posterior, run)
     splits = notes.splits(None, data_dir)
     split = "validation" if len(splits.validation) else "test"
     console = Console(stderr=True)
@@ -62,7 +63,7 @@ def diagnose(
     ) as progress:
         bar = progress.add_task(f"{run}: layers retrained", total=None)
         diagnosis = diagnosis_of(
-            model,
+            network,
             splits.train,
             validation=getattr(splits, split),
             layers=None if layers is None else listed(layers),
@@ -97,7 +98,7 @@ def _trained(posterior: WeightPosterior | DropoutPosterior, run: str) -> nn.Modu
             f"{run} holds {members} networks, and their mean is none that was trained; expected "
             f"one, as of bayesify fit --method map."
         )
-    model = copy.deepcopy(posterior.model).requires_grad_(True)
+    model = clone(posterior.model).requires_grad_(True)
     assign_(model, posterior.point())
     return model
 

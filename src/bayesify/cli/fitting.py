@@ -9,18 +9,20 @@ from typing import Any
 from rich.console import Console
 
 from bayesify import data, models
-from bayesify.cli.saved import Notes
+from bayesify.cli.saved import Notes, own
 from bayesify.cli.settings import assignments
 from bayesify.compare.choices import make
 from bayesify.compare.problems import check_certifiable, usable_device
+from bayesify.compare.results import set_aside
 from bayesify.data.parts import VALIDATION_SHARE
 from bayesify.errors import OptionError
 from bayesify.evaluation.evaluate import evaluate
 from bayesify.fitting import fit as fit_posterior
 from bayesify.likelihoods import LIKELIHOOD_OF_TASK
 from bayesify.options import to_json
-from bayesify.persistence import save
+from bayesify.persistence import is_posterior, save
 from bayesify.progress import ProgressBar
+from bayesify.replacing import recover
 
 
 def fit(
@@ -96,28 +98,35 @@ def fit(
     if len(splits.validation):
         judged = evaluate(posterior, splits.validation, target_scale=splits.target_scale)
     saved = save(posterior, out, overwrite=overwrite, notes=notes.to_json())
-    seconds = posterior.record.seconds if posterior.record else None
+    aside = set_aside(saved)
+    record = posterior.record
+    seconds, start = (record.seconds, record.start) if record else (None, None)
     if json:
         metrics = None if judged is None else judged.to_json()["metrics"]
-        print(dumps({**config, "seconds": seconds, "validation": metrics}))
+        print(dumps({**config, "seconds": seconds, "start": start, "validation": metrics}))
         return 0
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"Fitted {method} to {source} in {seconds:.1f} s.")
+    if start and start["said"]:
+        console.print(start["said"], markup=False)
     if counts := posterior.tally():
         console.print(", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".")
     if judged is not None:
         console.print(f"On the validation part:\n{judged}", markup=False)
-    console.print(f"Saved in {saved}. Next: [bold]bayesify evaluate {saved}[/]")
+    if aside:
+        console.print(f"What was found about the posterior before is now in {aside}.")
+    console.print(f"Saved in {saved}. Next: [bold]bayesify evaluate {saved}{own(model)}[/]")
     return 0
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
     """Raise `OptionError` unless a new folder `out` can be made, before time is spent on a fit."""
+    recover(out)
     if os.path.lexists(out) and not overwrite:
         raise OptionError(
             f"--out {out} exists already; choose another name, or pass --overwrite to replace it."
         )
-    if out.exists() and not (out / "manifest.json").exists():
+    if out.exists() and not is_posterior(out):
         raise OptionError(f"--out {out} exists and is no saved posterior; choose another name.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

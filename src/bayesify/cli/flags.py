@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from types import NoneType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -103,6 +103,16 @@ Weights = Annotated[
         metavar="FILE",
     ),
 ]
+OwnModel = Annotated[
+    str | None,
+    flag(
+        "--model",
+        help="Your function module:function that builds the network, where RUN was fitted with "
+        "one: no folder can name code that runs here, only you.",
+        panel=MODEL,
+        metavar="MODULE:FUNCTION",
+    ),
+]
 BatchSize = Annotated[
     int | None,
     flag("--batch-size", help="Examples per batch in training. [dim]default 64[/]", panel=HOW),
@@ -141,6 +151,15 @@ GradientSamples = Annotated[
         help="Weight samples in each gradient of an attack; with few, robustness is overrated. "
         "[dim]default 20[/]",
         panel=JUDGE,
+    ),
+]
+TransferFrom = Annotated[
+    str | None,
+    flag(
+        "--transfer-from",
+        help="Another saved posterior, such as MAP's, whose adversarial inputs are tried too.",
+        panel=JUDGE,
+        metavar="RUN",
     ),
 ]
 AsJson = Annotated[
@@ -235,5 +254,5 @@ def _text(value: Any) -> str:
 
 def _metavar(hint: Any) -> str:
     names = {int: "N", float: "X", bool: "true|false", str: "TEXT", Where: "WEIGHTS"}
-    names |= {Method: "METHOD", NoneType: "none"}
+    names |= {Method: "METHOD", Literal["auto"]: "auto", NoneType: "none"}
     return "|".join(dict.fromkeys(names.get(each, "VALUES") for each in alternatives(hint)))

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bayesify import data
 from bayesify.cli.comparing import listed, settings_of
-from bayesify.cli.saved import Notes, open_run
+from bayesify.cli.saved import Notes, named_models, open_run
 from bayesify.compare.aspects import Aspects
 from bayesify.compare.cell import digest
 from bayesify.compare.judging import Judge
@@ -31,6 +31,7 @@ SPLITS = ("test", "validation", "train")
 def evaluate(
     *,
     run: str,
+    model: str | None,
     source: str | None,
     data_dir: str | None,
     split: str,
@@ -56,7 +57,8 @@ def evaluate(
             "--evaluate membership tells the training data of the fit from others of the same "
             "kind: expected neither --split train nor --data."
         )
-    posterior, notes = open_run(run, device=usable)
+    named = named_models(model)
+    posterior, notes = open_run(run, device=usable, named=named)
     splits = notes.splits(source, data_dir)
     held_out = getattr(splits, split)
     if not len(held_out):
@@ -65,7 +67,9 @@ def evaluate(
             f"--validation-share 0; choose test."
         )
     foreign = ood or ("photos" if splits.is_image else "none")
-    other = None if transfer_from is None else open_run(transfer_from, device=usable)[0]
+    other = (
+        None if transfer_from is None else open_run(transfer_from, device=usable, named=named)[0]
+    )
     told, counter = Console(stderr=True, soft_wrap=True, highlight=False), BatchCounter(run)
     judge = Judge(
         aspects,

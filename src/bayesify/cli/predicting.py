@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from bayesify.cli.saved import Notes, open_run
+from bayesify.cli.saved import Notes, named_models, open_run
 from bayesify.compare.problems import usable_device
 from bayesify.errors import OptionError
 from bayesify.evaluation.predictions import collect_unlabelled
@@ -29,6 +29,7 @@ SHOWN = 20
 def predict(
     *,
     run: str,
+    model: str | None,
     inputs: str,
     out: str | None,
     num_samples: int | None,
@@ -38,7 +39,7 @@ def predict(
     """Predict every input; returns the exit code. Arguments are the command's flags."""
     if num_samples is not None and num_samples < 1:
         raise OptionError(f"--num-samples {num_samples}: expected at least 1.")
-    posterior, notes = open_run(run, device=usable_device(device))
+    posterior, notes = open_run(run, device=usable_device(device), named=named_models(model))
     names, x = notes.intake.read(inputs)
     loader = as_loader((x, torch.zeros(len(x))), batch_size=256, shuffle=False)
     values = collect_unlabelled(posterior, loader, num_samples=num_samples or 32)

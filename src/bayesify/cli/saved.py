@@ -1,5 +1,11 @@
-"""What `bayesify fit` notes beside a posterior, so that the other commands can use it alone."""
+"""What `bayesify fit` notes beside a posterior, so that the other commands can use it alone.
 
+A folder can come from anywhere, so nothing in it is ever run: a model of ours is built again by its
+name, and code that builds a model runs only where the user names it in the same call.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,8 +17,8 @@ from bayesify import data, models
 from bayesify.data.intake import Intake
 from bayesify.data.parts import Examples, Splits
 from bayesify.dropout import DropoutPosterior
-from bayesify.errors import DataError, LoadError
-from bayesify.persistence import load, read_manifest
+from bayesify.errors import DataError, LoadError, OptionError
+from bayesify.persistence import disk_bytes, load, read_manifest
 from bayesify.posterior import WeightPosterior
 
 
@@ -130,22 +136,98 @@ class Notes:
         return Examples(examples.x, y, self.intake.normalise)
 
 
+UNEARNED, PER_BYTE = 2**24, 64
+"""How many numbers a model may have whatever its folder weighs, and how many more for each byte
+there: codes of shared weights are a few bits, nothing saved is less."""
+
+
 def open_run(
-    path: str | Path, *, device: str | None = None
+    path: str | Path, *, device: str | None = None, named: Sequence[str] = ()
 ) -> tuple[WeightPosterior | DropoutPosterior, Notes]:
     """The posterior in the folder `path`, and the notes beside it.
 
+    Args:
+        path: The folder.
+        device: Where to compute, None for the CPU.
+        named: The models of the user's own, 'module:function', that the user has named for this
+            call; no other code is imported or run. Of several, the one that the notes name.
+
     Raises:
         LoadError: there is none, it is damaged, or `bayesify fit` did not write it.
+        OptionError: its model is code which `named` does not name.
     """
     manifest = read_manifest(Path(path))
     try:
         notes = Notes.from_json(manifest["notes"])
-    except (KeyError, TypeError, AttributeError) as error:
+        shape = _checked(notes)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise LoadError(
             f"{path} does not say how to build its model: expected a folder written by "
             f"`bayesify fit`; read one of bayesify.save with bayesify.load(path, model)."
         ) from error
-    shape = notes.intake.input_shape
-    model = models.build(notes.model, shape, notes.num_outputs, seed=0)
+    if models.is_code(notes.model):
+        name = _named(notes.model, named, path)
+    else:
+        name = notes.model
+        _check_size(name, shape, notes.num_outputs, Path(path))
+    model = models.build(name, shape, notes.num_outputs, seed=0)
     return load(path, model.to(device or "cpu")), notes
+
+
+def _checked(notes: Notes) -> tuple[int, ...]:
+    """The shape of an input; a ValueError unless it and the outputs are numbers of a model."""
+    shape = notes.intake.input_shape
+    numbers = (*shape, notes.num_outputs)
+    if not isinstance(notes.model, str) or not all(
+        type(each) is int and 0 < each < 2**31 for each in numbers
+    ):
+        raise ValueError("no model's name and numbers")
+    return shape
+
+
+def _named(noted: str, named: Sequence[str], path: str | Path) -> str:
+    """The code that the user has named for a model which the notes call `noted`."""
+    if noted in named:
+        return noted
+    if len(named) == 1:
+        return named[0]
+    raise OptionError(
+        f"{path} says that its model is built by code, {noted!r}, and a folder may not choose what "
+        f"runs here: if that is a function you know and trust, name it yourself, with --model."
+    )
+
+
+def _check_size(name: str, shape: tuple[int, ...], num_outputs: int, path: Path) -> None:
+    """Raise `LoadError` where the files are far too small for the model, before it is made."""
+    room = UNEARNED + PER_BYTE * disk_bytes(path)
+    inputs = math.prod(shape)
+    with torch.device("meta"):
+        numbers = sum(
+            each.numel() for each in models.build(name, shape, num_outputs, seed=0).parameters()
+        )
+    if max(numbers, inputs) > room:
+        raise LoadError(
+            f"{path}: {name!r} for inputs of shape {shape} has {numbers:,} numbers, more than its "
+            f"files can hold; the manifest is damaged or changed. Save the posterior again."
+        )
+
+
+def named_models(text: str | None) -> tuple[str, ...]:
+    """What --model names for a saved run: code of the user's own, with commas between several.
+
+    Raises:
+        OptionError: one of them is no code.
+    """
+    names = tuple(each.strip() for each in (text or "").split(",") if each.strip())
+    for name in names:
+        if ":" not in name:
+            raise OptionError(
+                f"--model {name}: expected module:function, the code that builds the model of the "
+                f"saved run; one of ours is built again without --model."
+            )
+    return names
+
+
+def own(model: str) -> str:
+    """What the command line of a saved run must repeat: nothing for a model of ours."""
+    return f" --model {model}" if models.is_code(model) else ""

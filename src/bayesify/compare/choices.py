@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 from bayesify.errors import OptionError
 from bayesify.methods import METHODS
 from bayesify.methods.base import Method
+from bayesify.starting import AUTO, AUTO_METHOD
 from bayesify.types import Where
 from bayesify.weights.select import where_from_text
 
@@ -140,10 +141,13 @@ def with_options(method: Any, options: dict[str, Any]) -> Any:
     for key, nested in inner.items():
         hint_of(type(method), key)
         held = changed.get(key, getattr(method, key))
+        if held == AUTO and key not in changed:
+            held = AUTO_METHOD  # its options are asked for, so it is
         if not isinstance(held, Method):
+            what = {None: "none", AUTO: AUTO}.get(held, "no method")
             raise OptionError(
-                f"{_name(type(method))}: {key}.{next(iter(nested))} is given, but {key} is "
-                f"{'none' if held is None else 'no method'}; leave it out, or name a method."
+                f"{_name(type(method))}: {key}.{next(iter(nested))} is given, but {key} is {what}; "
+                f"leave it out, or name a method."
             )
         changed[key] = with_options(held, nested)
     return replace(method, **changed)
@@ -260,6 +264,12 @@ def _read_method(value: Any, _: Any) -> Method:
     return value if isinstance(value, Method) else kind_of(_read_text(value, str))()
 
 
+def _read_auto(value: Any, _: Any) -> str:
+    if str(value).lower() != AUTO:
+        raise ValueError
+    return AUTO
+
+
 def _read_nothing(value: Any, _: Any) -> None:
     if value is not None:
         raise ValueError
@@ -280,6 +290,7 @@ _READERS: dict[Any, Any] = {
     float: _read_float,
     str: _read_text,
     Where: _read_where,
+    Literal[AUTO]: _read_auto,
     Method: _read_method,
     NoneType: _read_nothing,
 }
@@ -292,6 +303,7 @@ def _describe(hint: Any) -> str:
         float: "a number",
         str: "text",
         Where: "first_layer, last_layer, all_weights or patterns such as '*.mlp.*'",
+        Literal[AUTO]: AUTO,
         Method: "a method's name",
         NoneType: "none",
     }

@@ -24,6 +24,7 @@ from bayesify.loading import Data
 from bayesify.methods.base import Method
 from bayesify.persistence import disk_bytes, save
 from bayesify.posterior import Posterior
+from bayesify.starting import AUTO, AUTO_METHOD
 
 PREDICTIONS = 15
 MOST_SECONDS = 2.0
@@ -157,7 +158,8 @@ def shortened(method: Any) -> Any:
         >>> shortened(STF()).epochs, shortened(STF()).pretrain.epochs
         (1, 1)
     """
-    phases = {} if method.pretrain is None else {"pretrain": shortened(method.pretrain)}
+    first = AUTO_METHOD if method.pretrain == AUTO else method.pretrain
+    phases = {} if first is None else {"pretrain": shortened(first)}
     epochs = {"epochs": 1} if any(each.name == "epochs" for each in fields(method)) else {}
     return replace(method, **epochs, **phases)
 

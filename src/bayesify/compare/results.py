@@ -6,6 +6,7 @@ Published numbers have lines of their own, one for each method and data set.
 import json
 import os
 import tempfile
+from itertools import count
 from pathlib import Path
 
 from bayesify.errors import OptionError
@@ -40,9 +41,7 @@ class Results:
 
     def start_over(self) -> Path | None:
         """Move the results aside; returns where to, or None when there are none."""
-        if not self.file.exists():
-            return None
-        return self.file.replace(self.file.with_name(FILE + ".old"))
+        return set_aside(self.folder)
 
     def repair(self) -> bool:
         """Cut off a last line that a crash left unfinished; returns whether there was one.
@@ -74,6 +73,15 @@ class Results:
             stream.write(line.encode())
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Give results in `folder` a name of their own beside it; returns that, None for no results."""
+    file = folder / FILE
+    if not file.exists():
+        return None
+    taken = (file.with_name(f"{FILE}.old{number or ''}") for number in count())
+    return file.rename(next(each for each in taken if not each.exists()))
 
 
 def _is_record(line: bytes) -> bool:

@@ -34,6 +34,7 @@ from bayesify.errors import DataError, OptionError
 from bayesify.methods import METHODS
 from bayesify.methods.base import Method
 from bayesify.methods.map import MAP
+from bayesify.models import is_code
 
 SCALED = "+ts"
 """Suffix of a method's name: temperature scaling on the validation part, after the fit."""
@@ -213,6 +214,12 @@ def read(path: str | Path, **overrides: Any) -> Suite:
                 f"{near(key, (*known, 'evaluate', *ASPECTS))}"
             )
     given = {key: _field(f"{path}: {key}", key, value) for key, value in table.items()}
+    for name in () if "models" in overrides else given.get("models", ()):
+        if is_code(name):
+            raise OptionError(
+                f"{path}: models: {name!r} is code, and a file may not choose what runs here: if "
+                f"you know and trust it, name all models of the suite yourself, with --model."
+            )
     if methods is not None:
         given["methods"] = tuple(each for row in _rows(path, methods) for each in _entries(row))
     else:

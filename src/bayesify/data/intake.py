@@ -13,6 +13,7 @@ from bayesify.data.conform import conform
 from bayesify.data.encoding import Encoding
 from bayesify.data.parts import Normalise, Splits, is_image_shape
 from bayesify.errors import DataError
+from bayesify.weights.named import dtype_named
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Intake:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`."""
-        dtype = getattr(torch, value["dtype"])
+        dtype = dtype_named(value["dtype"])
         loc, scale = (torch.tensor(value[name], dtype=dtype) for name in ("loc", "scale"))
         encoding = Encoding.from_json(value["encoding"]) if value["encoding"] else None
         return cls(tuple(value["input_shape"]), Normalise(loc, scale), encoding)

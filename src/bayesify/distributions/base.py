@@ -119,6 +119,22 @@ class Scalable(Protocol):
         ...
 
 
+def check_one_network(q: WeightDistribution, who: str) -> None:
+    """Raise `OptionError` when the point of q is the mean of networks that were trained apart.
+
+    Args:
+        q: A distribution.
+        who: What needs the point.
+    """
+    if q.networks > 1:
+        raise OptionError(
+            f"{who}: expected a distribution around one network, got {q.networks} networks that "
+            f"were trained each for itself ({type(q).__name__}), whose mean is no network; average "
+            f"their predictions (a plain bayesify.WeightPosterior), or fit one, as bayesify.MAP "
+            f"does."
+        )
+
+
 def check_factor(factor: float) -> None:
     """Of `scaled`: raise `OptionError` unless it is a finite number above 0."""
     if not 0 < factor < math.inf:

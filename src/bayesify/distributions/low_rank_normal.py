@@ -102,7 +102,7 @@ class LowRankNormal(Located):
         common = common / math.sqrt(2 * (rank - 1))
         sampled: Named = {}
         for (name, mean), eps in zip(loc.items(), own, strict=True):
-            together = common.to(mean.dtype) @ deviations[name].flatten(1)  # (n, size)
+            together = common.to(mean.dtype) @ deviations[name].reshape(rank, -1)  # (n, size)
             alone = diagonal[name] * eps.view(n, *mean.shape).to(mean.dtype) / math.sqrt(2)
             sampled[name] = mean + alone + together.view(n, *mean.shape)
         return sampled

@@ -21,6 +21,7 @@ from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.numerics.kernels import Coordinates, DenseCoordinates, ProductCoordinates
 from bayesify.numerics.noise import single_or_better, standard_normal
 from bayesify.types import Draw, Inputs, Named, Where
+from bayesify.weights.held_rows import held_rows
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import buffers_of, copied, weights_of
 from bayesify.weights.select import all_weights
@@ -113,7 +114,7 @@ class LowRankParticles(Members):
         factored = [n for n in chosen if n not in full and weights[n].ndim >= 2]
         if not whole and not factored:
             raise OptionError(f"{where} chose no weight of {type(model).__name__} to differ in.")
-        down, up = {}, {}
+        down, up, held = {}, {}, held_rows(model)
         for name in factored:
             m, d = len(weights[name]), weights[name][0].numel()
             like = weights[name].new_empty(0, dtype=single_or_better(weights[name].dtype))
@@ -125,6 +126,8 @@ class LowRankParticles(Members):
             size = weights[name].float().square().mean().sqrt().to(like)
             spread = noise * size * math.sqrt(3 * d / r) / scale  # entries of down: var 1 / (3 d)
             up[name] = spread * standard_normal(like.new_empty(members, m, r), generator)
+            if name in held:
+                up[name][:, held[name][0]] = 0
         statistics = buffers_of(model)
         return cls(
             down,
@@ -185,7 +188,7 @@ class LowRankParticles(Members):
         return factored | whole | draw_one.get("buffers", {})
 
     def point(self) -> Named:
-        """The mean over members; integer buffers, which only count, are those of the first."""
+        """The mean over members, all around one network; integer buffers are those of the first."""
         up = self.up.named()
         means = {
             name: self.scale * torch.einsum("imr,ird->md", up[name], each) / len(each)
@@ -204,8 +207,8 @@ class LowRankParticles(Members):
         """What members are compared in, by a kernel.
 
         Args:
-            space: "product", the differences themselves, which does not see that other factors
-                give the same product; or "factor", the factors.
+            space: "product", the factors and the differences that they make; or "factor", the
+                factors alone.
         """
         if space not in ("product", "factor"):
             raise OptionError(f"kernel={space!r}: expected 'product' or 'factor'.")

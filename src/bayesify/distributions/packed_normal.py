@@ -25,6 +25,7 @@ from bayesify.numerics.packing import (
     unpack_positions,
 )
 from bayesify.types import Named
+from bayesify.weights.named import dtype_named
 
 NUMBERS = ("loc", "log_scale", "own_loc", "own_log_scale", "spread")
 """What is learnt."""
@@ -78,7 +79,7 @@ def unpack_state(packed: Named) -> Named:
 
 def _unpacked(packed: Named) -> Named:
     described = json.loads(bytes(packed["layout"].tolist()))
-    size, dtype = len(packed["loc"]), getattr(torch, described["dtype"])
+    size, dtype = len(packed["loc"]), dtype_named(described["dtype"])
     width = bits_for(size)
     kinds = ("codes", "outliers", "blends", "second", "share")
     taken = {kind: _Reader(packed[kind]) for kind in kinds}

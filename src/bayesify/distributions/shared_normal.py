@@ -2,10 +2,10 @@
 
     w_i = unit_t * u_i,    u_i ~ N(loc_z, scale_z^2),    z = code of weight i of tensor t
 
-"2DGBNN" (stochastic weight sharing): an entry of the codebook is a point (loc, log scale), or a
-2-D Gaussian around it; the weights of tensor t are measured in its unit (root mean square), so that
-all tensors share one book. Laws, as the published line "w_i ~ sum_k pi_k N(mu_k, Sigma_k)" and the
-released code leave open which is meant:
+"2DGBNN" (Lin et al. 2025, arXiv 2505.17856): an entry of the codebook is a point (loc, log scale),
+or a 2-D Gaussian around it; the weights of tensor t are measured in its unit (root mean square), so
+that all tensors share one book. Laws, as the published line "w_i ~ sum_k pi_k N(mu_k, Sigma_k)" and
+the released code leave open which is meant:
 
     per_weight   u_i ~ N(loc_z, scale_z^2), each weight for itself: a mean-field posterior in few
                  numbers, which may use local reparameterisation

@@ -29,6 +29,7 @@ from bayesify.data.parts import Normalise
 from bayesify.errors import DataError, OptionError, ShapeError
 from bayesify.evaluation.slope import PRECISIONS, Slope
 from bayesify.posterior import Posterior
+from bayesify.streams import stream
 from bayesify.types import Inputs
 
 NORMS = ("linf", "l2")
@@ -276,7 +277,7 @@ def _starts(
         return start
     if not random_start:
         return torch.zeros_like(x).unsqueeze(0)
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed, "attack")
     points = unit_ball((restarts * len(x), *x.shape[1:]), norm, generator)
     return points.view(restarts, *x.shape)
 

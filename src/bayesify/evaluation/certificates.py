@@ -33,6 +33,7 @@ from bayesify.numerics.pac_bayes import (
 )
 from bayesify.posterior import Posterior, WeightPosterior
 from bayesify.priors import Prior
+from bayesify.streams import stream
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def sampled_risk(
         seed: Of these examples, and of the weight samples that are judged on them.
     """
     size, drawing = count(data), posterior.sampled()
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed, "certify")
     if examples_per_sample is None or examples_per_sample >= size:
         return _share_wrong(drawing, data, num_samples, batch_size, None)
     errors = 0.0

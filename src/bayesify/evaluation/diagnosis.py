@@ -42,6 +42,7 @@ from bayesify.loading import Data
 from bayesify.methods.base import Method
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.map import MAP
+from bayesify.streams import stream
 from bayesify.types import Named, Readout
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import Matching
@@ -253,15 +254,14 @@ def diagnose(
     varying = varying_inputs(retrain.model, chosen, retrain.inputs())
     diagnosed: list[LayerDiagnosis] = []
     for layer, names in chosen.items():
-        drawn = fresh_weights(retrain.model, names, starts, torch.Generator().manual_seed(seed))
+        drawn = fresh_weights(retrain.model, names, starts, stream(seed, "start"))
         found = []
         for start in range(starts):
             found.append(retrain({name: each[start] for name, each in drawn.items()}))
             if on_fit is not None:
                 on_fit(len(diagnosed) * starts + start + 1, len(chosen) * starts)
         diagnosed.append(_compared(retrain, layer, found, varying.get(layer)))
-    every = layers_of(retrain.model, retrain.example)
-    left_out = tuple(layer for layer in every if layer not in chosen)
+    left_out = tuple(e for e in layers_of(retrain.model, retrain.example) if e not in chosen)
     task, score = retrain.given.task, _score(retrain.given)
     return Diagnosis(task, starts, score, tuple(diagnosed), left_out)
 

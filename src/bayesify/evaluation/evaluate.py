@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from bayesify.checks import check_labelled
 from bayesify.data.parts import Examples, Normalise, is_image_shape
 from bayesify.errors import ShapeError, UnsupportedModelError
 from bayesify.evaluation.attacks import InputBox
@@ -132,6 +133,10 @@ def evaluate(
         target_scale: Standard deviation (D,) by which regression targets were divided; RMSE, NLL,
             CRPS and sharpness are then given in the units of the target.
         on_batch: Called after every batch with the number of inputs it held.
+
+    Raises:
+        BayesifyError: numbers that are not finite, or targets that do not fit the model; found in
+            a pass over all of `data` before anything is predicted.
     """
     if attacks is not None:
         _attackable(posterior)
@@ -139,6 +144,7 @@ def evaluate(
         _over_weights(posterior)
     if far_away:
         check_followed(_over_weights(posterior))
+    check_labelled(posterior, as_loader(data, batch_size=batch_size, shuffle=False))
     passing = {"num_samples": num_samples, "chunk_size": chunk_size, "on_batch": on_batch}
     predictions = collect(
         posterior, as_loader(data, batch_size=batch_size, shuffle=False), **passing

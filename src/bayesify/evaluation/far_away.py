@@ -17,7 +17,6 @@ The limit under a random first layer is our own statement, in the spirit of Kris
 very weight samples that the posterior predicts with.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from bayesify.batches import split_batch
+from bayesify.clones import clone
 from bayesify.distributions import WeightDistribution
 from bayesify.errors import DataError, OptionError, ShapeError, UnsupportedModelError
 from bayesify.evaluation.findings import Findings
@@ -34,6 +34,7 @@ from bayesify.likelihoods import Categorical
 from bayesify.loading import Data, as_loader
 from bayesify.posterior import Posterior, WeightPosterior
 from bayesify.predictive import ClassPredictive
+from bayesify.streams import stream
 from bayesify.types import Draw, Named
 
 FAR = (1e6, 1e9, 1e12)
@@ -244,7 +245,7 @@ class _Widened(WeightDistribution):
     def __init__(self, narrow: WeightDistribution) -> None:
         super().__init__()
         self.narrow = narrow
-        self.wide = copy.deepcopy(narrow).double()
+        self.wide = clone(narrow).double()
 
     @classmethod
     def from_state(cls, state: Named) -> Self:
@@ -286,7 +287,7 @@ def _as_double(draw: Draw) -> Draw:
 def _in_double(posterior: Posterior) -> WeightPosterior:
     posterior = check_followed(posterior)
     return WeightPosterior(
-        copy.deepcopy(posterior.model).double(),
+        clone(posterior.model).double(),
         _Widened(posterior.q),
         posterior.likelihood,
         readout=posterior.readout,
@@ -344,7 +345,6 @@ def _random_directions(data: Data, count: int, seed: int) -> Tensor:
         raise DataError(
             f"expected finite inputs that are not all zero, got a root mean square norm of {norm}."
         )
-    generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+    normal = torch.randn(count, *shape, generator=stream(seed, "directions"), dtype=torch.float64)
     lengths = normal.flatten(1).norm(dim=1).view(-1, *[1] * len(shape))
     return norm * normal / lengths

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.methods.fresh import fresh_weights
+from bayesify.streams import stream
 from bayesify.types import Inputs, Named
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import Matching, matching
@@ -138,7 +139,7 @@ def _can_draw(model: nn.Module, names: Sequence[str]) -> bool:
 
 
 def _draw(model: nn.Module, names: Sequence[str]) -> None:
-    fresh_weights(model, names, 1, torch.Generator().manual_seed(0))
+    fresh_weights(model, names, 1, stream(0, "check"))
 
 
 def _names_like(layer: str, known: Mapping[str, object]) -> str:

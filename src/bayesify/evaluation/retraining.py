@@ -5,7 +5,6 @@ retraining descends the same function of the chosen weights, that which is predi
 Every one sees the same batches in the same order, so that they differ by their starts alone.
 """
 
-import copy
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from bayesify.batches import split_batch, to_device
 from bayesify.checks import check_data, check_held_out
+from bayesify.clones import clone
 from bayesify.distributions.particles import Particles
 from bayesify.errors import DataError, OptionError
 from bayesify.evaluation.predictions import Predictions, Predicts, collect
@@ -24,6 +24,7 @@ from bayesify.loading import Data, as_loader
 from bayesify.methods.base import Method, Problem, Run
 from bayesify.modes import seeded
 from bayesify.posterior import WeightPosterior
+from bayesify.starting import AUTO, AUTO_METHOD
 from bayesify.types import Inputs, Named, Readout
 from bayesify.weights.named import assign_, buffers_of, weights_of
 
@@ -40,8 +41,14 @@ class InEvalMode:
 
     @property
     def pretrain(self) -> "InEvalMode | None":
-        """That of the method, in eval mode too."""
-        return None if self.method.pretrain is None else InEvalMode(self.method.pretrain)
+        """That of the method, in eval mode too; "auto" trains, since weights begin elsewhere."""
+        first = AUTO_METHOD if self.method.pretrain == AUTO else self.method.pretrain
+        return None if first is None else InEvalMode(first)
+
+    @property
+    def draws_weights(self) -> bool:
+        """Yes: the chosen weights begin at values of the caller's."""
+        return True
 
     def start(self, problem: Problem) -> Run:
         """Begin; only then is the mode the last word."""
@@ -103,17 +110,17 @@ class Retraining:
                 f"method: expected an instance such as bayesify.MAP(epochs=20), got {method!r}."
             )
         weights_of(model)  # raises when there are none
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = clone(model).eval().requires_grad_(False)
         self.model.to(device or next(model.parameters()).device)
         self._device = next(self.model.parameters()).device
-        self._likelihood = copy.deepcopy(resolve(likelihood)).to(self._device)
+        self._likelihood = clone(resolve(likelihood)).to(self._device)
         self._method, self._data, self._readout = InEvalMode(method), data, readout
         self._seed, self._batch_size = seed, batch_size
         self._training = as_loader(data, batch_size=batch_size, shuffle=False)
         checked = self._training, self.model, self._likelihood, readout
         self._judged = self._training
-        with seeded(seed, self.model):
-            self.example, _ = check_data(*checked)
+        with seeded(seed, "retrain", self.model):
+            self.example = check_data(*checked).first
             if validation is not None:
                 self._judged = as_loader(validation, batch_size=batch_size, shuffle=False)
                 check_held_out(self._judged, *checked[1:])
@@ -129,7 +136,7 @@ class Retraining:
             OptionError: the method changed other weights, or did not learn these.
             DataError: a validation loader gave the examples in another order than before.
         """
-        model = copy.deepcopy(self.model)
+        model = clone(self.model)
         assign_(model, start)
         for name, each in model.named_parameters():
             each.requires_grad_(name in start)
@@ -137,7 +144,7 @@ class Retraining:
             model,
             self._data,
             self._method,
-            likelihood=copy.deepcopy(self._likelihood),
+            likelihood=clone(self._likelihood),
             seed=self._seed,
             batch_size=self._batch_size,
             copy=False,
@@ -156,12 +163,13 @@ class Retraining:
 
     def inputs(self) -> Iterator[Inputs]:
         """Those of all training batches, on the device."""
-        with seeded(self._seed, self.model):
+        with seeded(self._seed, "retrain", self.model):
             for batch in self._training:
                 yield to_device(split_batch(batch), self._device)[0]
 
     def _predict(self, posterior: Predicts) -> Predictions:
-        with seeded(self._seed, self.model):  # a loader that shuffles does so in the same way
+        # a loader that shuffles does so in the same way
+        with seeded(self._seed, "retrain", self.model):
             return collect(posterior, self._judged)
 
     def _check_rest(self, learnt: Named, chosen: Collection[str]) -> None:

@@ -30,6 +30,7 @@ from bayesify.evaluation.slope import PRECISIONS
 from bayesify.loading import Data, evenly_spread
 from bayesify.options import check_options, option
 from bayesify.posterior import Posterior
+from bayesify.streams import stream
 
 ENOUGH_GRADIENT_SAMPLES = 10
 """With fewer weight draws in a gradient, a stochastic posterior seems more robust than it is."""
@@ -134,7 +135,7 @@ def robustness(
             )
     loader, count = evenly_spread(data, attacks.examples, batch_size=batch_size)
     adversary = _Adversary(posterior, surrogate, attacks, box, chunk_size)
-    seeds = torch.randint(2**31, (count,), generator=torch.Generator().manual_seed(attacks.seed))
+    seeds = torch.randint(2**31, (count,), generator=stream(attacks.seed, "attack"))
     radii = [(name, eps) for name in adversary.names for eps in attacks.eps]
     marks: dict[tuple[str, float], list[Marks]] = {key: [] for key in [CLEAN, *radii]}
     done = 0
@@ -161,7 +162,7 @@ def starts(
 ) -> Float[Tensor, "restarts batch ..."]:
     """Random starts of examples of a shape; those of an example depend on its own seed alone."""
     each = [
-        unit_ball((attacks.restarts, *shape), attacks.norm, torch.Generator().manual_seed(seed))
+        unit_ball((attacks.restarts, *shape), attacks.norm, stream(seed, "start"))
         for seed in seeds.tolist()
     ]
     return torch.stack(each, 1)

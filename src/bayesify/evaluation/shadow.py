@@ -35,6 +35,7 @@ from bayesify.loading import as_loader, evenly, subset
 from bayesify.methods.base import Method
 from bayesify.options import check_options, option, to_json
 from bayesify.predictive import ClassPredictive
+from bayesify.streams import stream
 from bayesify.weights.named import buffers_of, digest, raw_bytes, weights_of
 
 Build = Callable[[int], nn.Module]
@@ -121,7 +122,7 @@ def shadow_attack(
             f"class, so it expects 'categorical'; use `membership` for other tasks."
         )
     pool = _pool(data, shadows.examples)
-    generator = torch.Generator().manual_seed(shadows.seed)
+    generator = stream(shadows.seed, "halves")
     inside = balanced_halves(count(pool), shadows.count, generator)
     seeds = torch.randint(2**31, (shadows.count,), generator=generator).tolist()
     unchanged = pool.plain() if isinstance(pool, Examples) else pool

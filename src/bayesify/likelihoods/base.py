@@ -1,6 +1,7 @@
 """What a likelihood does: densities for training, draws for scores, a predictive for use."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,8 @@ class Likelihood(nn.Module, ABC):
     """How targets are distributed given what the network returns."""
 
     task: ClassVar[str]
+    error_name: ClassVar[str] = "NLL"
+    """What `against_constant` compares, in words."""
 
     @abstractmethod
     def log_prob(self, outputs: Tensor, target: Tensor) -> Float[Tensor, "samples batch"]:
@@ -76,6 +79,40 @@ class Likelihood(nn.Module, ABC):
             rate: Weight in (0, 1] of this batch in the moving average; 1 forgets the past.
         """
         return
+
+    def fit_to_(self, outputs: Tensor, target: Tensor) -> bool:
+        """Set the likelihood's own learnt numbers to their maximum-likelihood values, in place.
+
+        For a network that is trained already, whose noise is read off its residuals. By default
+        `reestimate_` at rate 1, where there is something to learn.
+
+        Args:
+            outputs: (S, B, ...), as in `log_prob`.
+            target: (B, ...), as in `log_prob`.
+
+        Returns:
+            Whether anything was set. Numbers that were trained before stay as they are, in classes
+            that can tell.
+        """
+        before = {name: each.clone() for name, each in self.state_dict().items()}
+        if any(each.requires_grad for each in self.parameters()):
+            self.reestimate_(outputs, target, rate=1.0)
+        return not all(torch.equal(each, before[name]) for name, each in self.state_dict().items())
+
+    def against_constant(
+        self, batches: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[float, float] | None:
+        """The error of a network, and that of the best prediction that is the same for all inputs.
+
+        Args:
+            batches: Outputs (B, ...) and targets of each batch, as in `check`.
+
+        Returns:
+            Two numbers of at least 0, in the measure that `error_name` names, 0 best; both on the
+            targets given, the network's as it is (its noise, where there is one, does not enter).
+            None where the likelihood does not know: this default.
+        """
+        return None
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments, in JSON's terms."""

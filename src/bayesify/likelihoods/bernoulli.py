@@ -1,5 +1,7 @@
 """Independent yes/no labels."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 from bayesify.errors import DataError, ShapeError
 from bayesify.likelihoods.base import Likelihood
-from bayesify.numerics.noise import noise, single_or_better
+from bayesify.numerics.noise import noise, single_or_better, widened
 from bayesify.predictive import MultiLabelPredictive
 
 
@@ -27,8 +29,9 @@ class Bernoulli(Likelihood):
         target: Shaped[Tensor, "batch labels"],
     ) -> Float[Tensor, "samples batch"]:
         """Log probability of all labels of an example."""
-        repeated = target.to(outputs.dtype).expand_as(outputs)
-        nll = F.binary_cross_entropy_with_logits(outputs, repeated, reduction="none")
+        logits = widened(outputs)
+        repeated = target.to(logits.dtype).expand_as(logits)
+        nll = F.binary_cross_entropy_with_logits(logits, repeated, reduction="none")
         return -nll.sum(-1)
 
     def predictive(self, outputs: Tensor) -> MultiLabelPredictive:
@@ -57,3 +60,11 @@ class Bernoulli(Likelihood):
                 f"bernoulli likelihood: expected targets 0 or 1, got values from "
                 f"{target.min().item():g} to {target.max().item():g}."
             )
+
+    def against_constant(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Mean NLL per example, nats: the network's, and that of each label's frequency."""
+        on = torch.cat([target for _, target in batches]).float().mean(0)
+        count = sum(len(target) for _, target in batches)
+        own = sum(-self.log_prob(outputs[None], target).sum().item() for outputs, target in batches)
+        entropy = torch.special.entr(on) + torch.special.entr(1 - on)
+        return own / count, entropy.sum().item()

@@ -1,6 +1,7 @@
 """One class out of C."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from bayesify.errors import DataError, OptionError, ShapeError
 from bayesify.likelihoods.base import Likelihood
-from bayesify.numerics.noise import noise, single_or_better
+from bayesify.numerics.noise import noise, single_or_better, widened
 from bayesify.predictive import ClassPredictive
 
 
@@ -41,7 +42,8 @@ class Categorical(Likelihood):
     ) -> Float[Tensor, "samples batch"]:
         """Log probability of the class indices, summed over positions."""
         repeated = target.long().expand(len(outputs), *target.shape)
-        nll = F.cross_entropy(outputs.flatten(0, 1), repeated.flatten(0, 1), reduction="none")
+        rows = widened(outputs).flatten(0, 1)
+        nll = F.cross_entropy(rows, repeated.flatten(0, 1), reduction="none")
         return -nll.view(*outputs.shape[:2], -1).sum(-1)
 
     def predictive(self, outputs: Tensor) -> ClassPredictive:
@@ -67,7 +69,7 @@ class Categorical(Likelihood):
             raise ShapeError(
                 f"categorical likelihood: expected outputs (batch, classes, ...) and targets "
                 f"(batch, ...), got outputs {tuple(output.shape)} and targets "
-                f"{tuple(target.shape)}; targets are class indices, not one-hot rows."
+                f"{tuple(target.shape)}; {self._advice(output, target)}."
             )
         if target.is_floating_point() or target.is_complex():
             raise DataError(
@@ -80,6 +82,24 @@ class Categorical(Likelihood):
                 f"labels reach from {low} to {high}, but the model has {classes} outputs, so they "
                 f"must lie in 0..{classes - 1}; relabel the data or widen the last layer."
             )
+
+    def against_constant(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Mean NLL per label, nats: the network's, and the entropy of the labels' frequencies.
+
+        Frequencies are over all examples and positions.
+        """
+        labels = torch.cat([target.flatten().long() for _, target in batches])
+        share = torch.bincount(labels) / len(labels)
+        own = sum(-self.log_prob(outputs[None], target).sum().item() for outputs, target in batches)
+        return own / len(labels), torch.special.entr(share).sum().item()
+
+    def _advice(self, output: Tensor, target: Tensor) -> str:
+        if output.ndim > 2 and target.shape == output.shape[:-1]:
+            return (
+                "the classes come last, as in language models: move them to the second axis, "
+                "readout=lambda output: output.movedim(-1, 1) (or output.logits.movedim(-1, 1))"
+            )
+        return "targets are class indices, not one-hot rows"
 
     def options(self) -> dict[str, Any]:
         """The temperature."""

@@ -1,6 +1,7 @@
 """Numbers with noise around them."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from bayesify.errors import DataError, OptionError, ShapeError
 from bayesify.likelihoods.base import Likelihood
-from bayesify.numerics.noise import noise, single_or_better
+from bayesify.numerics.noise import noise, single_or_better, widened
 from bayesify.predictive import RegressionPredictive, check_degrees
 
 MIN_VARIANCE = 1e-4
@@ -23,9 +24,9 @@ class Gaussian(Likelihood):
 
     Args:
         scale: Noise standard deviation in the units of the target: a number (fixed), "learnt"
-            (one number, trained with the weights, started at 1: standardise the targets), or
-            "output" (the network returns 2 D numbers: the means, then rho with
-            scale = softplus(rho)).
+            (one number, trained with the weights, started at 1: standardise the targets; `fit`
+            starts it at the residuals of a network that is trained already), or "output" (the
+            network returns 2 D numbers: the means, then rho with scale = softplus(rho)).
         degrees: None: the predictive has normal noise. A number nu above 2: the predictive has
             Student-t noise with nu degrees of freedom and the same variance, for data with heavy
             tails; 4 is a good first choice. It does not enter the log density used in training,
@@ -43,6 +44,7 @@ class Gaussian(Likelihood):
     """
 
     task = "regression"
+    error_name = "root mean squared error"
 
     def __init__(self, scale: float | str = "learnt", degrees: float | None = None) -> None:
         super().__init__()
@@ -61,14 +63,14 @@ class Gaussian(Likelihood):
         target: Float[Tensor, "batch *dims"],
     ) -> Float[Tensor, "samples batch"]:
         """Log density of all dimensions of an example."""
-        loc, scale = self._split(outputs)
+        loc, scale = self._split(widened(outputs))
         residual = (target.reshape(loc.shape[1:]) - loc) / scale
         density = -0.5 * residual.square() - scale.log() - 0.5 * math.log(2 * math.pi)
         return density.sum(-1)
 
     def predictive(self, outputs: Tensor) -> RegressionPredictive:
         """The mixture of the samples' Gaussians, or with `degrees` of their Student-t."""
-        loc, scale = self._split(outputs)
+        loc, scale = self._split(widened(outputs))
         scale = scale.detach() if self.kind == "learnt" else scale
         return RegressionPredictive(loc, scale, self.degrees)
 
@@ -108,6 +110,38 @@ class Gaussian(Likelihood):
             squared = (target.to(loc).reshape(loc.shape[1:]) - loc).square().mean()
             variance = torch.lerp(scale.square(), squared, rate).clamp_min(MIN_VARIANCE)
             self.log_scale.copy_(variance.log() / 2)
+
+    def fit_to_(
+        self,
+        outputs: Float[Tensor, "samples batch *outputs"],
+        target: Float[Tensor, "batch *dims"],
+    ) -> bool:
+        """scale^2 = mean (target - loc)^2, where the scale is learnt and is still the initial 1.
+
+        One that has been trained before, or that is held (`requires_grad_(False)`), stays. The
+        result is at least `MIN_VARIANCE` times the mean square of the targets about their mean.
+        """
+        if self.log_scale is None or not self.log_scale.requires_grad or self.log_scale.item() != 0:
+            return False
+        with torch.no_grad():
+            wide = outputs.to(single_or_better(outputs.dtype))
+            loc, _ = self._split(wide)
+            wanted = target.to(loc).reshape(loc.shape[1:])
+            least = MIN_VARIANCE * (wanted - wanted.mean(0)).square().mean()
+            variance = torch.maximum((wanted - loc).square().mean(), least)
+            if not bool(torch.isfinite(variance) & (variance > 0)):
+                return False
+            self.log_scale.copy_(variance.log() / 2)
+        return True
+
+    def against_constant(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Root mean squared error over examples and dimensions: of the means, and of their mean."""
+        loc = torch.cat([self._split(outputs[None])[0][0] for outputs, _ in batches])
+        loc = loc.to(single_or_better(loc.dtype))
+        target = torch.cat([each for _, each in batches]).to(loc).reshape(loc.shape)
+        errors = (target - loc), (target - target.mean(0))
+        own, constant = (each.square().mean().sqrt().item() for each in errors)
+        return own, constant
 
     def check(self, output: Tensor, target: Tensor) -> None:
         """Targets must be finite floats with as many dimensions as the network predicts."""

@@ -1,19 +1,29 @@
 """BALI: every layer a multivariate Bayesian linear regression on pseudo-targets.
 
-Source: BALI, Bayesian layerwise inference, as its abstract describes it: each layer a multivariate
-Bayesian linear regression; pseudo-targets are the layer's outputs moved by the back-propagated
-gradient of the objective; matrix-normal posteriors with Kronecker covariance; moving averages over
-terms of the natural parameters for mini-batches. Its equations were not at hand: those below are
-our completion, and each open choice is an option (docs/methods/bali.md lists them).
+Source: BALI, Bayesian layerwise inference (Kurle, Klushyn & Herbrich 2024, arXiv 2411.12102), as
+its abstract describes it: each layer a multivariate Bayesian linear regression; pseudo-targets are
+the layer's outputs moved by the back-propagated gradient of the objective; matrix-normal posteriors
+with Kronecker covariance; moving averages over terms of the natural parameters for mini-batches.
+Its equations were not at hand: those below are our completion, and each open choice is an option
+(docs/methods/bali.md lists them).
 
     layer       T | H, W ~ MN(H W, I, V),  W ~ MN(0, I / tau, V)   =>   W ~ MN(M, P^-1, V)
                 H: rows of features, with a constant 1 for the bias; for a convolution its patches
-    targets     T = H M - G V,   G = d(-log p) / d(outputs), summed over examples
+    targets     T = H M - G V,   G = d(-log p) / d(outputs), summed over examples; of a Gaussian
+                output Z - G V, the data themselves, so that this layer is exact regression
     noise       V = (F + delta I)^-1,  F the Fisher information of labels drawn from the model;
-                of a Gaussian output its own variance, so that this layer is exact regression
+                of a Gaussian output its own variance
     batches     P   <- (1 - rho) P   + rho (w H^T H + tau I),  w = N / (B T)
                 P M <- (1 - rho) P M + rho w H^T (pseudo-targets)     (rho: cosine after a warm-up)
-    noise s^2   of a Gaussian: moving average of squared residuals of noisy forward passes
+    noise s^2   of a Gaussian: s^2 <- |y - mean f|^2 / N + (1 - exp(-p / N)) s^2, a moving average;
+                p effective parameters, from the spread of noisy forward passes
+    bounds      of a Gaussian: no layer has more than N / 2 effective parameters; delta, or tau of
+                the output, rises until that holds
+
+The noise and the two bounds are ours. Without them s^2 -> V -> spread of the outputs -> s^2 is a
+loop of gain p / N, where p = sum of tr(F V) tr(P^-1 H^T H) over the layers: Kronecker factors each
+learn from all the data, so p goes up to the number of weights, however few the data are, and above
+N the noise grows without end. In a joint regression p < N.
 
 It starts from the network's weights, or from He's, with the second moments of the features that
 they cause (one pass over the data): from zero statistics the first batch would be fitted
@@ -28,30 +38,29 @@ b outputs n a^2 + a^3 / 3 + a^2 b + n a b + b^3 operations, for n rows; a convol
 output position, and is dear. It stores a^2 + b^2 numbers a layer besides the weights.
 """
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
-import torch
 from torch import Tensor, nn
 
-from bayesify.batches import batch_size, first_example, to_device
+from bayesify.batches import batch_size, to_device
+from bayesify.clones import clone
 from bayesify.distributions.matrix_normal import Layer, MatrixNormal
 from bayesify.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
-from bayesify.methods.base import Method, Problem
+from bayesify.methods.base import Method, Pretrain, Problem
 from bayesify.methods.layerwise import LayerwiseRun
+from bayesify.methods.layerwise_checks import check_likelihood, check_precision, probe
 from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.methods.starts import starts
-from bayesify.modes import evaluating
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.options import ByTask, check_options, option, register
 from bayesify.posterior import WeightPosterior
+from bayesify.streams import stream
 from bayesify.types import Inputs, Named, Where
 from bayesify.weights.linear_maps import LinearMap, roles
 from bayesify.weights.named import copied, weights_of
-from bayesify.weights.noise_scope import NoiseScope, noise_scopes
 from bayesify.weights.select import all_weights
 
 FIRST_COVARIANCE = 0.1
@@ -74,14 +83,14 @@ class BALI(LayerwiseOptions):
     """Bayesian layerwise inference.
 
     Example:
-        >>> import bayesify
+        >>> import torch, bayesify
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
         >>> posterior = bayesify.fit(nn.Linear(4, 3), (x, y), BALI(epochs=1, min_steps=1))
         >>> posterior.predict(x, num_samples=8).logits.shape
         torch.Size([8, 64, 3])
     """
 
-    pretrain: Method | None = option(
+    pretrain: Pretrain = option(
         None, help="method that trains the network first; none: BALI trains it itself"
     )
     where: Where = option(all_weights, help="which weights are learnt; the others stay")
@@ -133,6 +142,11 @@ class BALI(LayerwiseOptions):
         """Whether each posterior begins at a network of its own, of those pretrained."""
         return self.members > 1
 
+    @property
+    def draws_weights(self) -> bool:
+        """Whether some posterior begins at weights that the network does not have."""
+        return self.members > 1 or self.first_weights != "own"
+
     def scales(self, likelihood: Likelihood) -> Scales:
         """The widths of prior, noise and data, where the options leave them to the task."""
         options = {each.name: getattr(self, each.name) for each in fields(Scales)}
@@ -141,7 +155,8 @@ class BALI(LayerwiseOptions):
 
     def start(self, problem: Problem) -> LayerwiseRun:
         """Find the layers, look at the data once, and begin."""
-        _check_likelihood(problem.likelihood)
+        check_likelihood(problem.likelihood)
+        check_precision(problem.model)
         learnt = self._learnt(problem.model, problem.example)
         weights, buffers = starts(problem, self.members, learnt.names)
         run = self._run(
@@ -150,7 +165,7 @@ class BALI(LayerwiseOptions):
             points={name: weights[name] for name in learnt.points},
             buffers=buffers,
         )
-        _probe(run, problem.example)
+        probe(run, problem.example)
         if self.first_weights == "he":
             for layer in run.layers:
                 layer.draw_anew_(problem.generator)
@@ -169,10 +184,10 @@ class BALI(LayerwiseOptions):
             raise OptionError(
                 f"resume: expected a posterior that BALI has fitted, got {posterior!r}."
             )
-        model, example = copy.deepcopy(posterior.model), to_device(example, posterior.device)
+        model, example = clone(posterior.model), to_device(example, posterior.device)
         problem = Problem(
             model=model,
-            likelihood=copy.deepcopy(posterior.likelihood),
+            likelihood=clone(posterior.likelihood),
             num_data=record.num_data,
             steps_per_epoch=1,
             example=example,
@@ -180,7 +195,7 @@ class BALI(LayerwiseOptions):
             batches=lambda: iter(()),
             readout=posterior.readout,
             vectorize=posterior.vectorize,
-            generator=torch.Generator().manual_seed(record.seed + 1),
+            generator=stream(record.seed, "resume"),
         )
         maps = {each.weight: each for each in roles(model, example).maps}
         damping, loc = self.scales(problem.likelihood).damping, copied(q.loc.named())
@@ -204,7 +219,7 @@ class BALI(LayerwiseOptions):
         )
         run.steps = self.refresh  # not the first: F is an average already
         run.record = record
-        _probe(run, example)
+        probe(run, example)
         return run
 
     def _learnt(self, model: nn.Module, example: Inputs) -> "Learnt":
@@ -312,23 +327,3 @@ def _matrix(linear_map: LinearMap, law: Layer, weights: Named) -> Tensor:
     """W~ (K, a, b) of a layer."""
     bias = None if law.bias is None else weights[law.bias]
     return linear_map.matrix(weights[law.weight], bias)
-
-
-def _check_likelihood(likelihood: Likelihood) -> None:
-    learnt = [name for name, each in likelihood.named_parameters() if each.requires_grad]
-    if learnt and type(likelihood).reestimate_ is Likelihood.reestimate_:
-        raise OptionError(
-            f"{type(likelihood).__name__} learns {', '.join(learnt)} by a gradient, which BALI "
-            f"does not follow; define `reestimate_`, or fix them (requires_grad_(False))."
-        )
-
-
-def _probe(run: LayerwiseRun, inputs: Inputs) -> None:
-    """See how a pass uses each layer: rows of an example, noise, whether it makes the output."""
-    scopes = noise_scopes(run.model, inputs)
-    with evaluating(run.model):
-        _, tape = run.look(first_example(inputs))
-    for layer in run.layers:
-        layer.is_output = tape.is_output(layer.name)
-        layer.rows_per_example = layer.features(tape).shape[1]
-        layer.scope = scopes.get(layer.name, NoiseScope.BATCH)

@@ -8,7 +8,7 @@ nats per example (`bayesify/objective.py`).
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Optional, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class Problem:
     Attributes:
         model: A copy of the user's network, which the run may put in a mode and freeze.
         likelihood: What its outputs mean; its parameters, if any, are trained too.
-        num_data: Training examples N.
+        num_data: Training examples N: as many as one pass gives.
         steps_per_epoch: Batches in an epoch.
         example: Inputs of the first batch.
         inputs: Gives the inputs of all training batches, on the model's device, for a look at the
@@ -45,6 +45,9 @@ class Problem:
             were given.
         augmented: Whether the training examples change from pass to pass; looks at a few.
         trained: What the pretraining left, whose point the model has already; None without one.
+        smallest: Inputs and target of the smallest batch, on the model's device.
+        different: Different examples that the passes give in all: more than N where each pass
+            leaves some out. None: N.
     """
 
     model: nn.Module
@@ -60,6 +63,8 @@ class Problem:
     validation: Callable[[], Iterator[tuple[Inputs, Tensor]]] | None = None
     augmented: Callable[[], bool] = lambda: False
     trained: Posterior | None = None
+    smallest: tuple[Inputs, Tensor] | None = None
+    different: int | None = None
 
     def network_loss(self, inputs: Inputs, target: Tensor) -> Tensor:
         """Of the network as it is: mean of -log p, nats per example (and position)."""
@@ -104,12 +109,31 @@ class Method(Protocol):
     """A frozen dataclass of options that can start a run."""
 
     @property
-    def pretrain(self) -> Optional["Method"]:
+    def pretrain(self) -> "Pretrain":
         """The method that trains the network first; None when it starts from what is given."""
         ...
 
     def start(self, problem: Problem) -> Run:
         """Begin."""
+        ...
+
+
+Pretrain = Literal["auto"] | Method | None
+"""What trains the network first: a method, nothing, or "auto": `bayesify.starting` decides."""
+
+PRETRAIN_HELP = (
+    "method that trains the network first; none: it is trained already; auto: map, unless the "
+    "network is far better than a constant prediction"
+)
+
+
+@runtime_checkable
+class TrainsNetwork(Protocol):
+    """A method that trains whatever network it is given, one without any training too."""
+
+    @property
+    def draws_weights(self) -> bool:
+        """Whether it begins at weights drawn anew, not at those that the network has."""
         ...
 
 

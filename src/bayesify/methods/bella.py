@@ -1,21 +1,26 @@
 """Bella: M low-rank members around one pretrained network, as an ensemble or under SVGD.
 
-Source: Bella, Bayesian low-rank learning, as its abstract and its authors' published code describe
-it: a frozen network shared by all particles, W_m = W + s B_m A_m with only B_m and A_m learnt, as a
-plain ensemble or under Stein variational gradient descent, predictions averaged over particles.
-The full text was not at hand: what follows is our completion where it says so.
+Source: Bella, Bayesian low-rank learning (Doan et al. 2025, arXiv 2407.20891, AAAI
+39(15):16298-16307), as its abstract and its authors' published code describe it: a frozen network
+shared by all particles, W_m = W + s B_m A_m with only B_m and A_m learnt, as a plain ensemble or
+under Stein variational gradient descent, predictions averaged over particles. The full text was not
+at hand: what follows is our completion where it says so.
 
     W_m   = W + scale * up_m @ down_m                       (distributions/low_rank_particles)
     loss  = sum_m [ mean_b -log p(y_b | x_b, W_m)  +  |up_m, down_m, ..|^2 / (2 N prior_scale^2) ]
     SVGD  : gradients mixed by a kernel, repulsion T / N    (methods/interaction)
 
-Completions of ours: members that are compared by their products (factors have a gauge freedom); a
-little noise at the start, without which all products coincide and nothing repels; the explicit
+Completions of ours: members that are compared by their products and factors; a little noise at the
+start, without which members that share `down` coincide and nothing repels; the explicit
 Gaussian prior on what is learnt; biases and gains of norms learnt too (on convolutional nets they
-decide); the repulsion divided by N, so that T = 1 targets the posterior. Independent members learn
-from batches of their own, without which they hardly differ; SVGD mixes gradients, and needs the
-same batch for all. Deviations from the published code: it copies the network for each particle,
-averages logits, skips the interaction at 19 steps of 20, and subtracts a scalar as repulsion.
+decide); the repulsion divided by N. The density is on what is learnt: N(0, prior_scale^2) on every
+entry of the factors, from which that of the products follows (far from Gaussian, and largest at 0),
+times the likelihood of W_m. It is the posterior that SVGD with T = 1 has as its limit for many
+members and whole batches, with the kernels "product" and "factor". With "function" there is no such
+claim. Independent members learn from batches of their own, without which they hardly differ; SVGD
+mixes gradients, and needs the same batch for all. Deviations from the published code: it copies the
+network for each particle, averages logits, skips the interaction at 19 steps of 20, and subtracts a
+scalar as repulsion.
 Cost: per member r (m + d) numbers for a matrix (m, d), and the memory of their optimiser's state;
 the forward pass of every member is as long as that of the network, except for what comes before the
 first matrix that differs: where members see the same batches (in predictions, and in training if
@@ -31,10 +36,10 @@ from bayesify.batch_norm import batch_norms, recalibrate_, statistics_of
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.errors import OptionError
 from bayesify.feature_cache import CACHE_LIMIT
-from bayesify.methods.base import GradientRun, Method, Problem
+from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem
 from bayesify.methods.fresh import fresh_weights
-from bayesify.methods.map import MAP
 from bayesify.methods.member_training import INDEPENDENT, Training, train_members
+from bayesify.modes import held_modes
 from bayesify.options import check_options, option, register
 from bayesify.types import Named, Where
 from bayesify.weights.named import weights_of
@@ -54,14 +59,12 @@ class Bella:
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 3))
         >>> x, y = torch.randn(64, 40), torch.randint(3, (64,))
-        >>> method = Bella(pretrain=MAP(epochs=1), members=4, rank=1, epochs=1)
+        >>> method = Bella(pretrain=bayesify.MAP(epochs=1), members=4, rank=1, epochs=1)
         >>> bayesify.fit(net, (x, y), method).predict(x).logits.shape
         torch.Size([4, 64, 3])
     """
 
-    pretrain: Method | None = option(
-        MAP(), help="method that trains the network first; none: it is trained already"
-    )
+    pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(all_weights, help="which weights the members differ in")
     members: int = option(5, help="how many members", at_least=1)
     rank: int = option(4, help="rank of each member's difference from a matrix", at_least=1)
@@ -70,11 +73,14 @@ class Bella:
     )
     kernel: str = option(
         "product",
-        help="what SVGD compares: products of the factors, the factors, or outputs on the batch",
+        help="what SVGD compares: the factors and their products, the factors, or outputs on the "
+        "batch",
         choices=("product", "factor", "function"),
     )
     temperature: float = option(
-        1.0, help="T of SVGD's repulsion, divided by N; 1 targets the posterior", at_least=0
+        1.0,
+        help="T of SVGD's repulsion, divided by N; 1 targets the posterior, but for outputs",
+        at_least=0,
     )
     epochs: int = option(5, help="passes over the data", at_least=1)
     lr: float = option(3e-3, help="initial learning rate of Adam, falls along a cosine", above=0)
@@ -163,6 +169,7 @@ class Bella:
         heads = [] if self.heads is None else self.heads(problem.model, problem.example)
         names = heads if self.fresh_heads else []
         drawn = fresh_weights(problem.model, names, self.members, problem.generator)
+        held = held_modes(problem.model)
         model = problem.model.eval().requires_grad_(False)
         if self.recalibrate:
             recalibrate_(model, problem.inputs())
@@ -183,7 +190,7 @@ class Bella:
         _put_heads_(q, drawn, weights_of(model))
         if self.batch_norm == "moving":
             for norm in batch_norms(model).values():
-                norm.train()
+                norm.train(norm not in held)
         return train_members(
             problem,
             q,

@@ -33,8 +33,7 @@ from bayesify.batches import rows
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.errors import DivergenceError, OptionError
 from bayesify.forward import squared_gradients
-from bayesify.methods.base import Method, Problem
-from bayesify.methods.map import MAP
+from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.modes import evaluating
 from bayesify.numerics.noise import single_or_better
 from bayesify.options import check_options, option, register
@@ -54,15 +53,13 @@ class DiagonalLaplace:
         >>> import torch, bayesify
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
         >>> held_out = torch.randn(32, 4), torch.randint(3, (32,))
-        >>> method = DiagonalLaplace(pretrain=MAP(epochs=1))
+        >>> method = DiagonalLaplace(pretrain=bayesify.MAP(epochs=1))
         >>> posterior = bayesify.fit(torch.nn.Linear(4, 3), (x, y), method, validation=held_out)
         >>> posterior.trainable_parameters                     # the scales
         15
     """
 
-    pretrain: Method | None = option(
-        MAP(), help="method that trains the network first; none: it is trained already"
-    )
+    pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(all_weights, help="which weights are random")
     examples: int = option(
         1000,

@@ -12,12 +12,16 @@ Cost: M times the parameters and time of one network, but one graph: members run
 is faster. MAP (`methods/map.py`) is the ensemble of one member that starts from the given weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import nn
 
 from bayesify.distributions.particles import Particles
 from bayesify.methods.base import GradientRun, Problem
 from bayesify.methods.fresh import fresh_starts
 from bayesify.methods.member_training import Training, train_members
+from bayesify.modes import train_
 from bayesify.options import check_options, option, register
 
 
@@ -38,6 +42,9 @@ class Ensemble:
     epochs: int = option(60, help="passes over the data", at_least=1)
     lr: float = option(3e-3, help="initial learning rate of Adam, falls along a cosine", above=0)
     prior_scale: float = option(1.0, help="standard deviation of the weights' prior", above=0)
+    build: Callable[[], nn.Module] | None = option(
+        None, help="makes a network of the same architecture anew; none: its modules' own ways"
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -46,8 +53,14 @@ class Ensemble:
     def pretrain(self) -> None:
         """It trains the network itself."""
 
+    @property
+    def draws_weights(self) -> bool:
+        """Each member begins at its own."""
+        return True
+
     def start(self, problem: Problem) -> GradientRun:
         """Draw M starts and train them together."""
-        q = Particles.of_models(fresh_starts(problem.model, self.members, problem.generator))
-        problem.model.train()
+        starts = fresh_starts(problem.model, self.members, problem.generator, self.build)
+        q = Particles.of_models(starts)
+        train_(problem.model)
         return train_members(problem, q, Training(self.epochs, self.lr, self.prior_scale))

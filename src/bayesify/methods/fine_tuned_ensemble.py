@@ -7,7 +7,6 @@ the network by default: moving ones cost likelihood (benchmarks/README.md).
 Cost: M times the parameters and time of fine-tuning.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor
 
 from bayesify.batch_norm import batch_norms
+from bayesify.clones import clone
 from bayesify.distributions.particles import Particles
-from bayesify.methods.base import Method, Problem, Run
+from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem, Run
 from bayesify.methods.fresh import fresh_weights
-from bayesify.methods.map import MAP
 from bayesify.methods.member_training import Training, train_members
+from bayesify.modes import train_
 from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
 from bayesify.types import Inputs, Where
@@ -35,14 +35,12 @@ class FineTunedEnsemble:
     Example:
         >>> import bayesify
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
-        >>> method = FineTunedEnsemble(pretrain=MAP(epochs=1), members=3, epochs=1)
+        >>> method = FineTunedEnsemble(pretrain=bayesify.MAP(epochs=1), members=3, epochs=1)
         >>> bayesify.fit(torch.nn.Linear(4, 3), (x, y), method).predict(x).logits.shape
         torch.Size([3, 64, 3])
     """
 
-    pretrain: Method | None = option(
-        MAP(), help="method that trains the network first; none: it is trained already"
-    )
+    pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     members: int = option(5, help="how many networks", at_least=2)
     epochs: int = option(5, help="passes over the data for each", at_least=1)
     lr: float = option(1e-3, help="initial learning rate of Adam, falls along a cosine", above=0)
@@ -69,7 +67,7 @@ class FineTunedEnsemble:
             drawn = fresh_weights(problem.model, names, 1, problem.generator)
             assign_(problem.model, {name: each[0] for name, each in drawn.items()})
         q = Particles.of_models([problem.model])
-        problem.model.train()
+        train_(problem.model)
         if self.batch_norm == "frozen":
             for norm in batch_norms(problem.model).values():
                 norm.eval()
@@ -115,7 +113,7 @@ class OneByOne:
         found = [*self._done, self._finished()]
         fitted = [cast(Particles, each.q) for each in found]
         q = Particles.joined([*fitted, *waiting * [at_start]])
-        likelihood = copy.deepcopy(self._problem.likelihood)
+        likelihood = clone(self._problem.likelihood)
         averaged = {
             name: torch.stack([each.likelihood.state_dict()[name] for each in found]).mean(0)
             for name in likelihood.state_dict()
@@ -127,8 +125,8 @@ class OneByOne:
         return self._start(
             replace(
                 self._problem,
-                model=copy.deepcopy(self._problem.model),
-                likelihood=copy.deepcopy(self._problem.likelihood),
+                model=clone(self._problem.model),
+                likelihood=clone(self._problem.likelihood),
             )
         )
 

@@ -3,11 +3,12 @@
 Liu & Wang 2016, arXiv 1608.04471, eq. 8; the arithmetic is in `numerics/svgd.py`. On the library's
 scale, gradients g_j are of the loss per example, -(1/N) log p(w_j | D), so
 
-    g_i  <-  1/M sum_j [ k(w_j, w_i) g_j  +  (T / N) grad_{w_i} k(w_j, w_i) ]
+    g_i  <-  1/M sum_j [ k(w_j, w_i) g_j  -  (T / N) grad_{w_j} k(w_j, w_i) ]
 
-T = 1 targets the posterior. Since the repulsion is divided by N it is tiny on data of real size; a
-loss that is a mean with an undivided repulsion, as often seen, means T = N. All members must have
-seen the same batch, since the kernel mixes their gradients.
+T = 1 targets the posterior of what is learnt, for low-rank members that of their factors. Since the
+repulsion is divided by N it is tiny on data of real size; a loss that is a mean with an undivided
+repulsion, as often seen, means T = N. All members must have seen the same batch, since the kernel
+mixes their gradients.
 """
 
 from collections.abc import Iterable
@@ -37,8 +38,8 @@ def svgd_(
             included.
         num_data: Training examples N.
         temperature: T, of the repulsion.
-        kernel: What low-rank members are compared in: "product" or "factor" (`coordinates`). Full
-            members are compared in their weights.
+        kernel: What low-rank members are compared by: "product", their factors and the products of
+            these, or "factor", the factors alone. Full members are compared in their weights.
 
     Example:
         >>> from bayesify.objective import member_losses
@@ -73,10 +74,15 @@ def clip_members_(parameters: Iterable[Tensor], limit: float) -> None:
     gradients = [each.grad for each in parameters if each.grad is not None]
     if not gradients:
         return
-    squares = torch.stack([each.flatten(1).float().square().sum(1) for each in gradients]).sum(0)
+    squares = torch.stack([_rows(each).float().square().sum(1) for each in gradients]).sum(0)
     shrink = (limit / squares.sqrt().clamp_min(1e-30)).clamp_max(1.0)  # (M,)
     for each in gradients:
         each.mul_(shrink.to(each.dtype).view(-1, *[1] * (each.ndim - 1)))
+
+
+def _rows(each: Tensor) -> Tensor:
+    """(M, coordinates), also of a weight that is a single number, (M,)."""
+    return each.reshape(len(each), -1)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ class Curvature:
             DivergenceError: a number of it is not finite.
             UnsupportedModelError: the curvature of the model cannot be computed.
         """
-        with self._alone(), seeded(0, self.problem.model), attention_for_vmap():
+        with self._alone(), seeded(0, "trace", self.problem.model), attention_for_vmap():
             try:
                 parts = [self._batch(*part) for part in self._parts(inputs, target)]
             except (RuntimeError, KeyError, IndexError) as error:
@@ -158,7 +158,7 @@ class Curvature:
     def tune_(self, prior_structure: str) -> None:
         """Climb the evidence in the prior precision: one number, or one for each tensor."""
         self._give_()
-        with warnings.catch_warnings(), seeded(0, self.problem.model), torch.enable_grad():
+        with warnings.catch_warnings(), seeded(0, "trace", self.problem.model), torch.enable_grad():
             warnings.simplefilter("ignore")  # of predictions, which are not its business here
             self.la.optimize_prior_precision(method="marglik", prior_structure=prior_structure)
 

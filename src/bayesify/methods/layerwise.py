@@ -23,12 +23,14 @@ from bayesify import forward
 from bayesify.batches import first_example, to_device
 from bayesify.checks import check_batch
 from bayesify.distributions.matrix_normal import MatrixNormal
-from bayesify.errors import DivergenceError, OptionError
+from bayesify.errors import OptionError
 from bayesify.likelihoods import Likelihood
+from bayesify.methods.layerwise_checks import PATIENCE, diverged
 from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.layerwise_state import restore_, state_of
 from bayesify.methods.learnt_layer import LearntLayer
-from bayesify.modes import evaluating
+from bayesify.modes import evaluating, train_
+from bayesify.numerics.effective_parameters import with_joint_spread
 from bayesify.numerics.layer_regression import LayerRegression, members_where
 from bayesify.numerics.linalg import cholesky
 from bayesify.numerics.noise import single_or_better
@@ -36,9 +38,6 @@ from bayesify.posterior import FitRecord, WeightPosterior
 from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.named import copied
 from bayesify.weights.taped import Tape
-
-PATIENCE = 20
-"""Steps in a row for which a member may be rolled back before the run gives up."""
 
 
 class LayerwiseRun:
@@ -78,7 +77,7 @@ class LayerwiseRun:
         readout: Readout,
     ) -> None:
         self.epochs = epochs
-        self.model, self.likelihood, self.layers = model.train(), likelihood, list(layers)
+        self.model, self.likelihood, self.layers = train_(model), likelihood, list(layers)
         self.points = {n: nn.Parameter(each) for n, each in copied(points).items()}
         self.buffers = copied(buffers)
         self.options, self.scales, self.num_data = options, scales, num_data
@@ -208,7 +207,7 @@ class LayerwiseRun:
         candidates, sound = [], torch.isfinite(nll.detach()).all(1) & self._finite_buffers()
         for layer in self.layers:
             found, ok = self._updated(
-                layer, tape, gradients[layer.name], outputs, rates[layer.name], weight
+                layer, tape, gradients[layer.name], outputs, rates[layer.name], weight, len(target)
             )
             sound = sound & ok & found.finite()
             candidates.append(found)
@@ -219,7 +218,8 @@ class LayerwiseRun:
             self.buffers = {n: members_where(sound, e, held[n]) for n, e in self.buffers.items()}
         self._move_points(slopes, sound, len(target), rate)
         if sound.any():
-            self.likelihood.reestimate_(outputs.detach()[sound], target, rate=rate)
+            explained = self._explained(outputs.detach(), inputs)
+            self.likelihood.reestimate_(explained[sound], target, rate=rate)
         self.steps += 1
         loss = nll.detach()[sound].mean().item() if sound.any() else math.nan
         return {"loss": loss, "rolled_back": (~sound).float().mean().item()}
@@ -232,18 +232,26 @@ class LayerwiseRun:
         outputs: Tensor,
         rate: float,
         weight: float,
+        size: int,
     ) -> tuple[LayerRegression, Tensor]:
         found, sound = layer.regression, torch.ones(self.members, dtype=torch.bool)
         refresh = self.steps % self.options.refresh == 0
         known = self._known_covariance(layer, outputs)
-        data = layer.is_output and self.likelihood.output_precision(outputs) is not None
+        precision = self.likelihood.output_precision(outputs)
+        targets, rows, columns = None, math.inf, math.inf
+        if precision is not None:
+            rows, columns = layer.most_parameters(weight * size, outputs[0, 0].numel())
+            if layer.is_output:
+                targets = layer.outputs(tape) - gradient / precision.to(gradient)
         if known is not None:
             found = found.with_covariance(known)
         elif refresh:
             first = 1.0 if self.steps == 0 else rate  # of F there is nothing yet to average with
             found, sound = found.with_fisher(
-                layer.gradient(tape), rate=first, damping=self.scales.damping
+                layer.gradient(tape), rate=first, damping=self.scales.damping, most=columns
             )
+        if known is not None and refresh and not self.options.evidence:
+            found = found.with_at_most(rows, least=self.scales.prior_precision)
         if self.options.evidence and refresh and self.steps >= self.options.warmup:
             found = found.with_evidence(rate=rate)
         found, ok = found.updated(
@@ -251,10 +259,20 @@ class LayerwiseRun:
             gradient,
             rate=rate,
             weight=weight,
-            cap=math.inf if data else self.options.cap,  # data are no pseudo-targets
+            cap=self.options.cap,
             refresh=refresh,
+            targets=targets,
         )
         return found, sound.to(ok) & ok
+
+    def _explained(self, outputs: Tensor, inputs: Inputs) -> Tensor:
+        """Outputs for the noise's estimate."""
+        precision = self.likelihood.output_precision(outputs)
+        if precision is None or not self.options.forward_noise:
+            return outputs
+        held, (mean, _) = copied(self.buffers), self.look(inputs)
+        self.buffers = held
+        return with_joint_spread(outputs, mean, precision)
 
     def _known_covariance(self, layer: LearntLayer, outputs: Tensor) -> float | Tensor | None:
         """The number v where V = v I is given, by an option or by the likelihood."""
@@ -329,14 +347,4 @@ class LayerwiseRun:
         if self.failures.max() <= PATIENCE:
             return
         lost = (self.failures > PATIENCE).nonzero().flatten().tolist()
-        for layer, found in zip(self.layers, candidates, strict=True):
-            for member in lost:
-                for what, matrix in found.factorised(self.scales.damping).items():
-                    if torch.isfinite(matrix[member]).all():
-                        name = f"{what} of layer {layer.name!r}, member {member}"
-                        cholesky(matrix[member], name=name)
-        raise DivergenceError(
-            f"member {lost} gave numbers that are not finite for {PATIENCE} steps in a row, until "
-            f"step {self.steps} (loss {nll.detach().mean().item():g}); lower `rate` or `cap`, "
-            f"raise `damping`, and look for extreme values in the data."
-        )
+        raise diverged(self.layers, candidates, lost, self.steps, nll.detach().mean().item())

@@ -17,6 +17,13 @@ from bayesify.weights.noise_scope import NoiseScope
 from bayesify.weights.regression import RegressionWeight
 from bayesify.weights.taped import Tape
 
+SHARE = 0.5
+"""How many effective parameters a layer of a regression may have, as a share of the data.
+
+Factors learn P from all the data and V from all the data, so a layer can count as many parameters
+as it has weights, however few the data are; more than there are data is an artefact.
+"""
+
 ROWS_PER_FEATURE = 5
 """How many rows for each of its features a layer's statistics rest on, at least."""
 
@@ -64,6 +71,10 @@ class LearntLayer:
     def gradient(self, tape: Tape) -> Tensor:
         """G of the tape's last backward pass, (K, n, b)."""
         return torch.cat([_rows(each, self.map.rows) for each in tape.gradients(self.name)], 1)
+
+    def outputs(self, tape: Tape) -> Tensor:
+        """Z, (K, n, b): the rows of what came out of all uses of the weight, noise included."""
+        return torch.cat([_rows(each, self.map.rows) for each in tape.results(self.name)], 1)
 
     def members(self, dtype: torch.dtype) -> Draw:
         """The law of each member in the network's own shapes and precision, leading axis K."""
@@ -113,6 +124,21 @@ class LearntLayer:
         features = self.regression.precision.shape[-1]
         wanted = ROWS_PER_FEATURE * features / self.rows_per_example
         return batch / min(wanted, num_data)
+
+    def most_parameters(self, examples: float, dims: int) -> tuple[float, float]:
+        """How many effective parameters a column, and how many directions of a row, may have.
+
+        Args:
+            examples: That the statistics stand for, N.
+            dims: Numbers that the network predicts for one.
+
+        Returns:
+            (SHARE N rows), the bound for a column; and that for tr(F V), so that the product with
+            the column's, at most min(a, N rows), is at most SHARE N dims.
+        """
+        rows = examples * self.rows_per_example
+        features = self.regression.precision.shape[-1]
+        return SHARE * rows, SHARE * examples * dims / min(features, rows)
 
     @property
     def _constant(self) -> bool:

@@ -16,8 +16,10 @@ from bayesify.checkpointing import no_checkpointing
 from bayesify.distributions.particles import Particles
 from bayesify.methods.base import GradientRun, Problem
 from bayesify.methods.member_training import optimiser_of, trainable
+from bayesify.modes import train_
 from bayesify.options import check_options, option, register
 from bayesify.types import Inputs
+from bayesify.weights.held_rows import keep_held_rows_
 
 
 @register
@@ -44,18 +46,25 @@ class MAP:
     def pretrain(self) -> None:
         """It trains the network itself."""
 
+    @property
+    def draws_weights(self) -> bool:
+        """It begins at those that the network has."""
+        return False
+
     def start(self, problem: Problem) -> GradientRun:
         """Train from the weights the model has."""
-        model = problem.model.train()
+        model = train_(problem.model)
         share = 1 / (problem.num_data * self.prior_scale**2)
 
         def terms(inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
             with no_checkpointing():  # methods that go on from here would not bear it
                 return {"loss": problem.network_loss(inputs, target)}
 
+        optimiser = optimiser_of(problem, trainable(model, problem), lr=self.lr, decay=share)
+        keep_held_rows_(model, optimiser)
         return GradientRun(
             terms,
-            optimiser_of(problem, trainable(model, problem), lr=self.lr, decay=share),
+            optimiser,
             epochs=self.epochs,
             steps_per_epoch=problem.steps_per_epoch,
             posterior=lambda: problem.posterior(Particles.of_models([model])),

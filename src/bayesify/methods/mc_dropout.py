@@ -21,8 +21,7 @@ from torch import Tensor
 
 from bayesify.batches import rows
 from bayesify.dropout import DropoutPosterior
-from bayesify.methods.base import Method, Problem
-from bayesify.methods.map import MAP
+from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.options import check_options, option, register
 from bayesify.types import Inputs
 
@@ -37,14 +36,12 @@ class MCDropout:
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
-        >>> posterior = bayesify.fit(net, (x, y), MCDropout(pretrain=MAP(epochs=1)))
+        >>> posterior = bayesify.fit(net, (x, y), MCDropout(pretrain=bayesify.MAP(epochs=1)))
         >>> posterior.predict(x, num_samples=10).logits.shape
         torch.Size([10, 64, 3])
     """
 
-    pretrain: Method | None = option(
-        MAP(), help="method that trains the network first; none: it is trained already"
-    )
+    pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -28,8 +28,7 @@ from torch import Tensor
 
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.mean_field import MeanField, magnitudes
-from bayesify.methods.base import GradientRun, Method, Problem, adam
-from bayesify.methods.map import MAP
+from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem, adam
 from bayesify.objective import elbo_terms
 from bayesify.options import ByTask, check_options, option, register
 from bayesify.priors import NormalPrior
@@ -47,14 +46,12 @@ class MeanFieldVI:
     Example:
         >>> import torch, bayesify
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
-        >>> method = MeanFieldVI(pretrain=MAP(epochs=1), epochs=1)
+        >>> method = MeanFieldVI(pretrain=bayesify.MAP(epochs=1), epochs=1)
         >>> bayesify.fit(torch.nn.Linear(4, 3), (x, y), method).trainable_parameters
         30
     """
 
-    pretrain: Method | None = option(
-        MAP(), help="method that trains the network first; none: it is trained already"
-    )
+    pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(all_weights, help="which weights are random")
     epochs: int = option(30, help="passes over the data with random weights", at_least=1)
     lr: float = option(3e-4, help="initial learning rate of the means", above=0)

@@ -248,7 +248,7 @@ class _Objective:
             )
         cache = FeatureCache(
             trunk,
-            num_data=problem.num_data,
+            num_data=problem.different or problem.num_data,
             cache_limit=self.training.cache_limit,
             passes=q.size(1) if self.training.own_batches else 1,
         )

@@ -14,8 +14,7 @@ Cost: 2 |w1| parameters; about 2/3 of an ordinary training step; S forward passe
 
 from dataclasses import dataclass
 
-from bayesify.methods.base import Method
-from bayesify.methods.map import MAP
+from bayesify.methods.base import PRETRAIN_HELP, Pretrain
 from bayesify.methods.mean_field_vi import MeanFieldVI
 from bayesify.options import ByTask, option, register
 from bayesify.types import Where
@@ -31,13 +30,12 @@ class STF(MeanFieldVI):
         >>> import torch, bayesify
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
-        >>> posterior = bayesify.fit(net, (x, y), STF(pretrain=MAP(epochs=1), epochs=1))
+        >>> method = STF(pretrain=bayesify.MAP(epochs=1), epochs=1)
+        >>> posterior = bayesify.fit(net, (x, y), method)
         >>> posterior.q.names, posterior.trainable_parameters
         (['0.weight', '0.bias'], 80)
     """
 
-    pretrain: Method | None = option(
-        MAP(), help="method that trains the network first; none: it is trained already"
-    )
+    pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(first_layer, help="which weights are random")
     temperatures = ByTask(regression=1.0, classes=0.1)

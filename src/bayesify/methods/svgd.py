@@ -19,6 +19,7 @@ from bayesify.distributions.particles import Particles
 from bayesify.methods.base import GradientRun, Problem
 from bayesify.methods.fresh import fresh_starts
 from bayesify.methods.member_training import Training, train_members
+from bayesify.modes import train_
 from bayesify.options import check_options, option, register
 
 
@@ -58,10 +59,15 @@ class SVGD:
     def pretrain(self) -> None:
         """It trains the networks itself."""
 
+    @property
+    def draws_weights(self) -> bool:
+        """Each member begins at its own."""
+        return True
+
     def start(self, problem: Problem) -> GradientRun:
         """Draw M starts and let them move together."""
         q = Particles.of_models(fresh_starts(problem.model, self.members, problem.generator))
-        problem.model.train()
+        train_(problem.model)
         return train_members(
             problem,
             q,

@@ -34,12 +34,13 @@ from bayesify.batch_norm import batch_norms, recalibrate_
 from bayesify.distributions.low_rank_normal import LowRankNormal
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
-from bayesify.methods.base import GradientRun, Method, Problem
-from bayesify.methods.map import MAP
+from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem
+from bayesify.modes import train_
 from bayesify.numerics.noise import single_or_better
 from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
 from bayesify.types import Inputs, Named, Where
+from bayesify.weights.held_rows import keep_held_rows_
 from bayesify.weights.named import assign_, stacked
 from bayesify.weights.select import all_weights, chosen
 
@@ -60,15 +61,13 @@ class SWAG:
     Example:
         >>> import torch, bayesify
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
-        >>> method = SWAG(pretrain=MAP(epochs=1), epochs=5, rank=4)
+        >>> method = SWAG(pretrain=bayesify.MAP(epochs=1), epochs=5, rank=4)
         >>> posterior = bayesify.fit(torch.nn.Linear(4, 3), (x, y), method)
         >>> posterior.q.rank, posterior.predict(x).logits.shape
         (4, torch.Size([32, 64, 3]))
     """
 
-    pretrain: Method | None = option(
-        MAP(), help="method that trains the network first; none: it is trained already"
-    )
+    pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(all_weights, help="which weights are random, and move")
     epochs: int = option(
         20, help="passes over the data in which iterates are collected", at_least=1
@@ -116,11 +115,11 @@ class SWAGRun:
     def __init__(self, options: SWAG, problem: Problem) -> None:
         self.options, self.problem = options, problem
         self.epochs = options.burn_in + options.epochs
+        train_(problem.model)
+        norms = {n: each for n, each in batch_norms(problem.model).items() if each.training}
+        self.norms = norms if options.recalibrate else {}
         self.weights = _moving(problem, options.where)
         self.noise = dict(problem.likelihood.named_parameters())
-        norms = batch_norms(problem.model)
-        self.recalibrates = options.recalibrate and bool(norms)
-        problem.model.train()
         if not options.recalibrate:
             for norm in norms.values():
                 norm.eval()
@@ -133,6 +132,7 @@ class SWAGRun:
             momentum=options.momentum,
             weight_decay=1 / (problem.num_data * options.prior_scale**2),
         )
+        keep_held_rows_(problem.model, sgd)
         self.descent = GradientRun(
             lambda inputs, target: {"loss": problem.network_loss(inputs, target)},
             sgd,
@@ -164,8 +164,9 @@ class SWAGRun:
             self._begin()
         if epoch + 1 == self.epochs:
             assign_(self.problem.model, self.iterates.mean)
-            if self.recalibrates:
-                recalibrate_(self.problem.model, (inputs for inputs, _ in self.problem.batches()))
+            if self.norms:
+                batches = (inputs for inputs, _ in self.problem.batches())
+                recalibrate_(self.problem.model, batches, self.norms)
 
     def posterior(self) -> WeightPosterior:
         """Through the iterates so far; before the first, the start without noise."""

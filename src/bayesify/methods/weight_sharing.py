@@ -1,7 +1,9 @@
 """Stochastic weight sharing: all weights of a network from a small set of 2-D Gaussians.
 
-Source: Lin, Ruan, Zhao & Ji 2025, "Stochastic Weight Sharing for Bayesian Neural Networks"
-("2DGBNN"); the algorithm as its code's README gives it, stages 1 and 2.
+Source: Lin, Guan, Jing, Botterweck & Patane 2025, "Stochastic Weight Sharing for Bayesian Neural
+Networks" ("2DGBNN"), PMLR 258:4519-4527, arXiv 2505.17856; the algorithm as its code's README gives
+it, stages 1 and 2. Its three named ingredients, blending, merging and the mixture's EM steps, are
+off by default here: what is left is k-means on a diagonal Laplace approximation.
 
     mean field N(loc_i, scale_i^2) of every weight, post hoc or by mean-field VI
     structure  a Gaussian mixture over (loc_i, log scale_i), outliers, blends   (methods/sharing.py)
@@ -33,10 +35,9 @@ from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.distributions.particles import Particles
 from bayesify.distributions.shared_normal import LAWS, SharedNormal
 from bayesify.errors import OptionError, UnsupportedModelError
-from bayesify.methods.base import Method, Problem, Run
+from bayesify.methods.base import PRETRAIN_HELP, Method, Pretrain, Problem, Run
 from bayesify.methods.codebook import share
 from bayesify.methods.diagonal_laplace import DiagonalLaplace
-from bayesify.methods.map import MAP
 from bayesify.methods.merging import MergeLimits
 from bayesify.methods.shared_tuning import Tuning, TuningOptions
 from bayesify.methods.sharing import Source, quantisation_error
@@ -65,19 +66,17 @@ class WeightSharing:
         >>> import bayesify
         >>> net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 10))
         >>> x, y = torch.randn(96, 64), torch.randint(10, (96,))
-        >>> method = WeightSharing(pretrain=MAP(epochs=1), codes=16)
+        >>> method = WeightSharing(pretrain=bayesify.MAP(epochs=1), codes=16)
         >>> held_out = x[64:], y[64:]
         >>> posterior = bayesify.fit(net, (x[:64], y[:64]), method, validation=held_out)
         >>> posterior.trainable_parameters          # 16 Gaussians and 1 % of 9,472 weights, twice
         222
     """
 
-    pretrain: Method | None = option(
-        MAP(), help="method that trains the network first; none: it is trained already"
-    )
+    pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     mean_field: Method = option(
         DiagonalLaplace(pretrain=None, where=matrices),
-        help="method whose Gaussians are shared, not covariances; its own pretrain must be none",
+        help="method whose Gaussians are shared, not covariances; it pretrains nothing itself",
     )
     codes: int = option(256, help="Gaussians K at the start", at_least=1, at_most=2**15)
     outliers: float = option(
@@ -126,7 +125,7 @@ class WeightSharing:
                 f"WeightSharing(mean_field={self.mean_field!r}): expected an instance of a method "
                 f"that fits a mean-field posterior, such as DiagonalLaplace(pretrain=None)."
             )
-        if self.mean_field.pretrain is not None:
+        if isinstance(self.mean_field.pretrain, Method):
             raise OptionError(
                 "WeightSharing(mean_field=...): expected a method with pretrain=None, as the "
                 "network is trained by WeightSharing(pretrain=...); move it there."

@@ -6,6 +6,7 @@ can draw them anew (`reset_parameters`).
 
 import difflib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from bayesify.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.models import cnn, mlp, resnet, vit
 from bayesify.types import Named
 
-__all__ = ["MODELS", "build", "load_weights"]
+__all__ = ["MODELS", "build", "is_code", "load_weights"]
 
 MODELS: Mapping[str, Callable[[Sequence[int], int], nn.Module]] = {
     "mlp": mlp.mlp,
@@ -37,6 +38,8 @@ MODELS: Mapping[str, Callable[[Sequence[int], int], nn.Module]] = {
 
 SIZED = "mlp-"
 """Before the widths of the hidden layers: `mlp-64-64` is `mlp`."""
+
+WIDTH = re.compile("0*[1-9][0-9]{0,5}")
 
 
 def build(
@@ -69,6 +72,18 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return builder(input_shape, num_outputs)
+
+
+def is_code(name: str) -> bool:
+    """Whether `build` would import and run code to make the model `name`, not one of ours.
+
+    Whoever reads a name from a file asks this first: a file may name a net, and no code.
+
+    Example:
+        >>> is_code("mlp-50"), is_code("my_module:net")
+        (False, True)
+    """
+    return ":" in name and not name.startswith(SIZED)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -118,10 +133,10 @@ def _builder(name: str) -> Callable[[Sequence[int], int], nn.Module]:
 
 def _mlp_of(name: str) -> Callable[[Sequence[int], int], nn.Module]:
     widths = name.removeprefix(SIZED).split("-")
-    if not all(each.isascii() and each.isdecimal() and int(each) for each in widths):
+    if not all(WIDTH.fullmatch(each) for each in widths):
         raise OptionError(
-            f"unknown model {name!r}: expected the widths of the hidden layers, whole numbers "
-            f"above 0 with - between them, as in {SIZED}50 or {SIZED}400-400."
+            f"unknown model {name[:80]!r}: expected the widths of the hidden layers, whole numbers "
+            f"from 1 to 999999 with - between them, as in {SIZED}50 or {SIZED}400-400."
         )
     return partial(mlp.mlp, hidden=tuple(map(int, widths)))
 

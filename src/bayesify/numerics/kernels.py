@@ -3,24 +3,27 @@
     k(w, w') = exp(-D(w, w') / h),    D the squared Euclidean distance of the weights
     h = median of D over pairs / ln(M + 1)                        (Liu & Wang 2016, section 5)
 
-A layer's members are either plain tensors w_i, or low-rank products w_i = s B_i A_i, whose
-coordinates are the factors; k is then the kernel of the products, pulled back to the factors. With
-k_ij = k(w_i, w_j) and the r x r Gram matrices G^A_ij = A_i A_j' and G^B_ij = B_i' B_j:
+A layer's members are either plain tensors w_i, or low-rank products s B_i A_i, whose coordinates
+are the factors. There D adds the squared distance of the products to those of the factors:
 
-    <B_i A_i, B_j A_j>        = sum of the entries of G^A_ij * G^B_ij
-    - sum_j dk_ij / dw_i      = (2 / h) sum_j k_ij (w_i - w_j)
-    - sum_j dk_ij / dB_i      = (2 s^2 / h) [ (sum_j k_ij) B_i G^A_ii - sum_j k_ij B_j G^A_ji ]
-    - sum_j dk_ij / dA_i      = (2 s^2 / h) [ (sum_j k_ij) G^B_ii A_i - sum_j k_ij G^B_ij A_j ]
+    D_ij  =  s^2 |B_i A_i - B_j A_j|^2  +  |A_i - A_j|^2  +  |B_i - B_j|^2
+
+so that k sees what members predict with, and still tells factors of one product (B R, R^-1 A)
+apart. A kernel of the products alone moves all such factors alike, and does not bring the law of
+members to the posterior's (tests/methods/test_interaction.py, on a product of two numbers).
+With k_ij = k(w_i, w_j) and the r x r Gram matrices G^A_ij = A_i A_j' and G^B_ij = B_i' B_j:
+
+    <B_i A_i, B_j A_j>      = sum of the entries of G^A_ij * G^B_ij
+    sum_j dk_ij / dw_j      = (2 / h) sum_j k_ij (w_i - w_j)
+    sum_j dk_ij / dB_j      = (2 / h) sum_j k_ij [ s^2 (B_i G^A_ij - B_j G^A_jj) + B_i - B_j ]
+    sum_j dk_ij / dA_j      = (2 / h) sum_j k_ij [ s^2 (G^B_ji A_i - G^B_jj A_j) + A_i - A_j ]
 
 so no product is formed. For members that are close D is a small difference of large numbers, which
 is why it is always summed in float64.
 
-The repulsion is the gradient with respect to the member that it moves, so it drives members apart
-whatever their coordinates (as in repulsive ensembles, D'Angelo & Fortuin 2021, arXiv 2106.11642).
-For plain tensors it is that of Stein variational gradient descent, sum_j dk_ij / dw_j, since these
-are equal there. For factors they are not: dk_ij / dB_j belongs to the factors of j, whose gauge (R
-in B R, R^-1 A) is another, and applied to those of i it draws members together as often as not, and
-always just after a start with different A and small B alike (measured).
+This is the repulsion of Stein variational gradient descent, the gradient in the argument of the
+*other* member, for which Stein's identity holds. It is not minus the gradient in the member's own
+factors, which always drives products apart but leaves no posterior as it is.
 """
 
 import math
@@ -98,7 +101,7 @@ class Coordinates(Protocol):
     def repulsion(
         self, kernel: Float[Tensor, "members members"], bandwidth: float | Tensor
     ) -> tuple[Tensor, ...]:
-        """- sum_j dk_ij / dx_i for every tensor x of `tensors`, in its shape and type.
+        """sum_j dk_ij / dx_j for every tensor x of `tensors`, in its shape and type.
 
         Args:
             kernel: k, of the distances of this layer or of the sum over several.
@@ -148,6 +151,8 @@ class DenseCoordinates:
 class ProductCoordinates:
     """Members that are low-rank products scale * up @ down, which are never formed.
 
+    They are compared by their products and their factors.
+
     Attributes:
         down: A, (M, r, d).
         up: B, (M, m, r).
@@ -156,7 +161,7 @@ class ProductCoordinates:
     Example:
         >>> up = torch.tensor([[[1.0], [0.0]], [[0.0], [1.0]]])
         >>> ProductCoordinates(torch.ones(2, 1, 4), up, scale=0.5).distances().tolist()
-        [[0.0, 2.0], [2.0, 0.0]]
+        [[0.0, 4.0], [4.0, 0.0]]
     """
 
     down: Float[Tensor, "members rank inputs"]
@@ -171,21 +176,26 @@ class ProductCoordinates:
     def distances(self) -> Float[Tensor, "members members"]:
         """From Gram matrices of the factors."""
         down, up = self._grams()
-        return _distances(self.scale**2 * (down * up).sum((-2, -1)))
+        traces = (each.diagonal(dim1=-2, dim2=-1).sum(-1) for each in (down, up))
+        return _distances(self.scale**2 * (down * up).sum((-2, -1)) + sum(traces))
 
     def repulsion(
         self, kernel: Float[Tensor, "members members"], bandwidth: float | Tensor
     ) -> tuple[Tensor, ...]:
         """In float64 up to the last step, since the two sums of each factor nearly cancel."""
-        a, b = self.down.double(), self.up.double()
         k = kernel.double().clone().fill_diagonal_(0)  # a member does not repel itself
         gram_a, gram_b = self._grams()
-        own_a, own_b = (each.diagonal(dim1=0, dim2=1).movedim(-1, 0) for each in (gram_a, gram_b))
-        total = k.sum(1).view(-1, 1, 1)
-        down = total * (own_b @ a) - _mixed(k, gram_b, a)
-        up = total * (b @ own_a) - _mixed(k, gram_a, b.mT).mT
-        factor = 2 * self.scale**2 / bandwidth
-        return (factor * down).to(self.down), (factor * up).to(self.up)
+        down = self._away(k, gram_b, self.down.double())
+        up = self._away(k, gram_a, self.up.mT.double()).mT
+        return (2 / bandwidth * down).to(self.down), (2 / bandwidth * up).to(self.up)
+
+    def _away(self, kernel: Tensor, gram: Tensor, rows: Tensor) -> Tensor:
+        """sum_j k_ij [ s^2 (G_ji X_i - G_jj X_j) + X_i - X_j ], (M, r, n), of the rows X."""
+        one = torch.eye(rows.shape[1]).to(rows)
+        mixing = self.scale**2 * gram + one  # (M, M, r, r)
+        own = torch.einsum("ij,jiab->iab", kernel, mixing)
+        others = mixing.diagonal(dim1=0, dim2=1).movedim(-1, 0) @ rows
+        return own @ rows - torch.tensordot(kernel, others, 1)
 
     def _grams(self) -> tuple[Tensor, Tensor]:
         """G^A_ij and G^B_ij, (M, M, r, r), as one matrix product each."""
@@ -197,14 +207,6 @@ def _gram(rows: Tensor) -> Tensor:
     members, rank, _ = rows.shape
     flat = rows.reshape(members * rank, -1)
     return (flat @ flat.mT).reshape(members, rank, members, rank).transpose(1, 2)
-
-
-def _mixed(kernel: Tensor, gram: Tensor, rows: Tensor) -> Tensor:
-    """sum_j k_ij G_ij X_j, (M, r, n), as one matrix product."""
-    members, rank, _ = rows.shape
-    weights = (kernel[:, :, None, None] * gram).transpose(1, 2)
-    flat = weights.reshape(members * rank, -1) @ rows.reshape(members * rank, -1)
-    return flat.reshape(rows.shape)
 
 
 def _from_first(values: Tensor) -> Tensor:

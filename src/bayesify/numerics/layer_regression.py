@@ -14,6 +14,7 @@ compares them). It stays right when P is factorised only now and then, so it is 
 many examples each row stands for (N / B), tau the prior's precision: p(W) = MN(M0, I / tau, V).
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -38,6 +39,7 @@ class LayerRegression:
         covariance: V, (K, b, b), as of the last refresh.
         row: Lower Cholesky factor of P as of the last refresh, (K, a, a).
         column: Lower Cholesky factor of V, (K, b, b).
+        damping: delta of the next V, (K,), unless the given one is larger.
     """
 
     mean: Float[Tensor, "members a b"]
@@ -48,6 +50,7 @@ class LayerRegression:
     covariance: Float[Tensor, "members b b"]
     row: Float[Tensor, "members a a"]
     column: Float[Tensor, "members b b"]
+    damping: Float[Tensor, " members"]
 
     @classmethod
     def start(
@@ -85,6 +88,7 @@ class LayerRegression:
             covariance=spread,
             row=cholesky(precision, name=f"precision of layer {name!r}"),
             column=spread.sqrt(),
+            damping=mean.new_zeros(members),
         )
 
     @classmethod
@@ -110,22 +114,42 @@ class LayerRegression:
             covariance=covariance,
             row=row,
             column=column,
+            damping=mean.new_zeros(len(mean)),
         )
 
     def with_fisher(
-        self, sampled: Float[Tensor, "members n b"], *, rate: float, damping: float
+        self,
+        sampled: Float[Tensor, "members n b"],
+        *,
+        rate: float,
+        damping: float,
+        most: float = math.inf,
     ) -> tuple["LayerRegression", Bool[Tensor, " members"]]:
         """V from the gradients of a batch whose labels were drawn from the model.
+
+        Args:
+            sampled: The gradients.
+            rate: Weight of this batch in the average F.
+            damping: delta, at least.
+            most: Largest tr(F V), above 0: how many directions of a row of outputs the data may
+                determine. Where they are more, delta rises from step to step until they are not.
 
         Returns:
             The layer, and which members' V could be factorised.
         """
         outer = (sampled.mT @ sampled).to(self.fisher).div_(sampled.shape[1])
         fisher = self.fisher.lerp(outer, rate)
-        factor, sound = cholesky_or_flag(_with_diagonal(fisher, damping))
+        delta = self.damping.clamp_min(damping)
+        factor, sound = cholesky_or_flag(_with_diagonal(fisher, delta[:, None]))
         covariance = torch.cholesky_inverse(factor)
         column, also = cholesky_or_flag(covariance)
-        return self._with(fisher=fisher, covariance=covariance, column=column), sound & also
+        count = fisher.shape[-1] - delta * _trace(covariance)  # tr(F V)
+        return self._with(
+            fisher=fisher,
+            covariance=covariance,
+            column=column,
+            damping=delta * count / most,  # of the next one; each such step goes part of the way
+        ), sound & also
 
     def with_covariance(self, value: float | Tensor) -> Self:
         """V = value * I, for a layer whose noise is known."""
@@ -142,6 +166,7 @@ class LayerRegression:
         weight: float,
         cap: float,
         refresh: bool,
+        targets: Float[Tensor, "members n b"] | None = None,
     ) -> tuple["LayerRegression", Bool[Tensor, " members"]]:
         """One update of P and M from a batch.
 
@@ -152,11 +177,15 @@ class LayerRegression:
             weight: w, examples per row.
             cap: Largest absolute value of an element of G V (trust region); infinite for none.
             refresh: Whether P is factorised anew; else the last factor serves.
+            targets: T, where they are known; else T = H M - G V, capped.
 
         Returns:
             The layer, and which members' P could be factorised.
         """
-        shift = (gradient @ self.covariance.to(gradient)).clamp(-cap, cap)
+        if targets is None:
+            shift = (gradient @ self.covariance.to(gradient)).clamp(-cap, cap)
+        else:
+            shift = features @ self.mean.to(features) - targets
         gram, pull = (features.mT @ each for each in (features, shift))
         tau = self.prior_precision[:, None]
         data = self.precision.lerp(gram.to(self.precision).mul_(weight), rate)
@@ -168,12 +197,33 @@ class LayerRegression:
         mean = natural_gradient_step(self.mean, slope, row, rate=rate)
         return self._with(precision=precision, mean=mean, row=row), sound
 
+    def with_at_most(self, rows: float, *, least: float) -> Self:
+        """The prior's precision, raised while a column has more effective parameters than `rows`.
+
+        Their number is tr(P^-1 w H^T H) = a - tau tr(P^-1) (MacKay 1992). It falls no faster than
+        1 / tau, so that tau times the excess never goes too far.
+
+        Args:
+            rows: The most, above 0.
+            least: tau where that leaves fewer parameters.
+        """
+        a = self.precision.shape[-1]
+        if a <= rows and bool((self.prior_precision <= least).all()):
+            return self
+        identity = torch.eye(a).to(self.row).expand_as(self.row)
+        inverse = torch.linalg.solve_triangular(self.row, identity, upper=False)
+        tau = self.prior_precision
+        count = a - tau * inverse.square().sum((1, 2))
+        return self._with_prior_precision((tau * count / rows).clamp_min(least))
+
     def with_evidence(self, *, rate: float) -> Self:
         """The prior's precision, moved towards the one that the evidence prefers (EM)."""
         wanted = update_prior_precision(
             self.mean, self.row, self.column, prior_mean=self.prior_mean
         )
-        tau = self.prior_precision.log().lerp(wanted.log(), rate).exp()
+        return self._with_prior_precision(self.prior_precision.log().lerp(wanted.log(), rate).exp())
+
+    def _with_prior_precision(self, tau: Float[Tensor, " members"]) -> Self:
         precision = _with_diagonal(self.precision, (tau - self.prior_precision)[:, None])
         return replace(self, prior_precision=tau, precision=precision)
 
@@ -181,9 +231,10 @@ class LayerRegression:
         """Contiguous, as they are after a checkpoint: strides decide how products are rounded."""
         return replace(self, **{name: each.contiguous() for name, each in changes.items()})
 
-    def factorised(self, damping: float) -> dict[str, Tensor]:
+    def factorised(self) -> dict[str, Tensor]:
         """The matrices that must have Cholesky factors, (K, ., .), by name."""
-        return {"precision": self.precision, "damped Fisher": _with_diagonal(self.fisher, damping)}
+        damped = _with_diagonal(self.fisher, self.damping[:, None])
+        return {"precision": self.precision, "damped Fisher": damped}
 
     def finite(self) -> Bool[Tensor, " members"]:
         """Which members' M and P are finite; V is, where it could be factorised."""
@@ -203,6 +254,10 @@ class LayerRegression:
 def members_where(keep: Bool[Tensor, " members"], new: Tensor, old: Tensor) -> Tensor:
     """The members of `new` (K, ...) where `keep`, those of `old` elsewhere."""
     return torch.where(keep.view(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def _trace(matrix: Float[Tensor, "members b b"]) -> Float[Tensor, " members"]:
+    return matrix.diagonal(dim1=1, dim2=2).sum(1)
 
 
 def _with_diagonal(matrix: Tensor, value: float | Tensor) -> Tensor:

@@ -45,6 +45,11 @@ def single_or_better(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """In float32 where it is of a half type, whose sums and logarithms have too few digits."""
+    return tensor.to(single_or_better(tensor.dtype))
+
+
 def _drawn(
     draw: Callable[..., Tensor], shape: torch.Size, like: Tensor, generator: torch.Generator | None
 ) -> Tensor:

@@ -8,9 +8,9 @@ which is the paper's direction over -N at temperature T = 1: gradients shared am
 close, and a repulsion that keeps these apart. With one member, or without the second term and from
 one start, it is gradient descent to a mode. One kernel serves all layers: D is the sum of the
 layers' squared distances, that of all weights. Members that are products of factors are moved in
-their factors; there the second term is minus the gradient with respect to w_i, which is the same
-for plain tensors and repels whatever the factors (`numerics/kernels.py`). The first term adds up
-factor gradients of different members, and means what it should where their `down` is alike.
+their factors, which are then w: whatever the kernel reads, both terms are gradients with respect to
+the factors of member j, so that by Stein's identity the posterior of the factors does not move;
+with kernels that tell all factors apart, as those in `numerics/kernels.py` do, no other law stays.
 """
 
 from collections.abc import Sequence

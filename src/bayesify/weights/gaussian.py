@@ -65,11 +65,11 @@ class GaussianWeight(StructuredWeight):
 
     def act(self, op: Operation, x: Tensor, bias: Tensor | None) -> Tensor:
         """The output, with noise as the scope says; a bias of the same scope adds its own."""
-        beside = isinstance(bias, GaussianWeight) and bias.scope is self.scope
+        beside = bias if isinstance(bias, GaussianWeight) and bias.scope is self.scope else None
         if self.scope is NoiseScope.ROW:
-            return self._by_row(op, x, bias, bias if beside else None)
+            return self._by_row(op, x, bias, beside)
         if self.scope is NoiseScope.EXAMPLE:
-            return self._by_example(op, x, bias, bias if beside else None)
+            return self._by_example(op, x, bias, beside)
         return op(x, self.dense(), _plain(bias))
 
     def look_up(self, indices: Tensor, padding: int | None) -> Tensor:

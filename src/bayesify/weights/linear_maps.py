@@ -121,9 +121,7 @@ def roles(model: nn.Module, example: Inputs) -> Roles:
         >>> [each.weight for each in found.maps], list(found.others)
         (['0.weight'], ['1.weight', '1.bias'])
     """
-    recorder = _Recorder(model)
-    watch(model, example, recorder)
-    return recorder.roles()
+    return watch(model, example, _Recorder).roles()
 
 
 class _Recorder(TorchFunctionMode):

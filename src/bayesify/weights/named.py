@@ -5,11 +5,14 @@ A tied weight appears once, under the first of its names, as in `model.named_par
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bayesify.errors import UnsupportedModelError
+from bayesify.isolation import lock_of
 from bayesify.types import Named
 
 
@@ -20,7 +23,7 @@ def weights_of(model: nn.Module) -> Named:
         UnsupportedModelError: when the model has no parameters, or some are not yet shaped.
     """
     weights = {}
-    for name, weight in model.named_parameters():
+    for name, weight in _own(model.named_parameters, model):
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise UnsupportedModelError(
                 f"weight `{name}` of {type(model).__name__} has no shape yet (lazy module); call "
@@ -37,7 +40,13 @@ def weights_of(model: nn.Module) -> Named:
 
 def buffers_of(model: nn.Module) -> Named:
     """Every buffer by name, detached, sharing memory with the model."""
-    return {name: buffer.detach() for name, buffer in model.named_buffers()}
+    return {name: buffer.detach() for name, buffer in _own(model.named_buffers, model)}
+
+
+def _own(tensors: Callable[[], Iterator[tuple[str, Tensor]]], model: nn.Module) -> list[Any]:
+    """Of the model, not what another thread's call has put in the place."""
+    with lock_of(model):
+        return list(tensors())
 
 
 def copied(named: Named) -> Named:
@@ -53,6 +62,18 @@ def stacked(members: list[Named]) -> Named:
 def count(named: Named) -> int:
     """How many numbers the tensors hold."""
     return sum(each.numel() for each in named.values())
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The type of numbers that a file calls "float32" or the like.
+
+    Raises:
+        ValueError: torch has no such type; nothing else that it holds is looked up.
+    """
+    dtype = vars(torch).get(name)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"expected a type of numbers such as 'float32', got {name!r}")
+    return dtype
 
 
 def raw_bytes(tensor: Tensor) -> bytes:

@@ -85,35 +85,44 @@ def noise_scopes(
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2), nn.LayerNorm(2))
         >>> {n: each.value for n, each in noise_scopes(net, torch.ones(4, 1, 4, 4)).items()}
-        {'0.weight': 'example', '0.bias': 'example', '2.weight': 'row', '2.bias': 'row'}
+        {'0.weight': 'example', '2.weight': 'row', '0.bias': 'example', '2.bias': 'row'}
     """
-    try:
-        two, three = (_Recorder(model, example, count).scopes(names) for count in (2, 3))
-    except Exception:  # whatever a forward pass may raise when it is given fewer examples
-        return {}
+    recorders = [_recorded(model, example, count) for count in (2, 3)]
+    two, three = ({} if each is None else each.scopes(names) for each in recorders)
     return {name: each for name, each in two.items() if three.get(name) is each}
+
+
+def _recorded(model: nn.Module, example: Inputs, count: int) -> "_Recorder | None":
+    """What a pass over `count` of the examples does; None when it cannot be made."""
+    few = rows(example, torch.arange(count) % batch_size(example))
+    try:
+        return watch(model, few, lambda model: _Recorder(model, count))
+    except Exception:  # whatever a forward pass may raise when it is given fewer examples
+        return None
 
 
 @dataclass(frozen=True)
 class _Use:
-    """One use of a weight: whether each example has rows of its own in it, and just one."""
+    """One use of a weight: whether each example has rows of its own in it, and just one.
 
-    partner: str | None
+    `partner` is the weight itself, or that which a bias stands beside.
+    """
+
+    partner: str
     batched: bool
     single: bool
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes how each weight is used in a pass over `count` of the examples."""
+    """Notes how each weight is used in a pass over `count` examples."""
 
-    def __init__(self, model: nn.Module, example: Inputs, count: int) -> None:
+    def __init__(self, model: nn.Module, count: int) -> None:
         super().__init__()
         self._names = {id(weight): name for name, weight in model.named_parameters()}
         self._count = count
         self._weights: dict[str, list[_Use]] = {}
         self._biases: dict[str, list[_Use]] = {}
         self._others: set[str] = set()
-        watch(model, rows(example, torch.arange(count) % batch_size(example)), self)
 
     def __torch_function__(
         self,
@@ -143,9 +152,10 @@ class _Recorder(TorchFunctionMode):
             found[name] = NoiseScope.ROW if alone else NoiseScope.EXAMPLE
         for name, uses in self._biases.items():
             partners = {each.partner for each in uses}
-            (partner, *more) = partners
-            always = partner in found and len(uses) == len(self._weights[partner])
-            if always and not more and name not in self._others | self._weights.keys():
+            if len(partners) > 1 or name in self._others | self._weights.keys():
+                continue
+            (partner,) = partners
+            if partner in found and len(uses) == len(self._weights[partner]):
                 found[name] = found[partner]
         return found if random is None else {n: e for n, e in found.items() if n in random}
 
@@ -176,7 +186,7 @@ class _Recorder(TorchFunctionMode):
         name = self._names.get(id(weight))
         noted = set()
         if name is not None:
-            self._weights.setdefault(name, []).append(_Use(None, batched, single))
+            self._weights.setdefault(name, []).append(_Use(name, batched, single))
             noted.add(name)
             if id(bias) in self._names:
                 beside = self._names[id(bias)]

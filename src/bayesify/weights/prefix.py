@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from bayesify.isolation import version
 from bayesify.types import Inputs
 from bayesify.weights.structured import METADATA
-from bayesify.weights.trace import call, version
+from bayesify.weights.trace import call_as_is
 
 Function = Callable[..., Any]
 
@@ -147,10 +148,10 @@ def prefix(model: nn.Module, names: Collection[str], inputs: Inputs) -> tuple[Pr
         (['linear', 'relu'], {(1, 0)})
     """
     with Prefix() as everything:
-        call(model, inputs)
+        call_as_is(model, inputs)
     weights = {id(each): name for name, each in model.named_parameters()}
     with Prefix(ids_of(model, names), weights, everything.outside) as found:
-        output = call(model, inputs)
+        output = call_as_is(model, inputs)
     found.read(output_tensors(output))
     return found, output
 

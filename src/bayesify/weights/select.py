@@ -2,23 +2,41 @@
 
 They are dataclasses, so that options which hold one can be saved as JSON. "First" and "last" mean
 order of execution (`weights/trace.py`), not of registration. A layer is the module that owns the
-weight, so all its weights (kernel and bias, the parts of a parametrized kernel) come with it.
+weight, so all its weights (kernel and bias, the parts of a parametrized kernel) come with it. Of
+parameters that a model holds beside its layers (class token, positions, a projection), only those
+that one product reads are a layer, with the bias that is read next.
+
+In a language model whose head is tied to its embedding the first and the last layer are both the
+whole table (38.6 of GPT-2's 124 million weights); name the weights of a block instead, such as
+`matching("transformer.h.11.mlp.*")`.
 """
 
+import operator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.options import register
-from bayesify.types import Inputs, Where
+from bayesify.types import Inputs, Named, Where
 from bayesify.weights.named import weights_of
-from bayesify.weights.trace import execution_order
+from bayesify.weights.trace import reads
 
 PARAMETRIZATIONS = "parametrizations"
 """Where `torch.nn.utils.parametrize` keeps the parts of a layer's weight, inside the layer."""
+
+ELEMENTWISE = {
+    *(torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__),
+    *(torch.sub, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__rsub__, Tensor.__isub__),
+    *(torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__),
+    *(torch.div, Tensor.div, Tensor.div_, Tensor.__truediv__, Tensor.__itruediv__),
+    *(operator.add, operator.sub, operator.mul, operator.truediv, torch.cat, torch.stack),
+}
+"""What adds, scales or joins weights: no layer, however many axes these have."""
 
 
 @register
@@ -33,7 +51,7 @@ class FirstLayer:
 
     def __call__(self, model: nn.Module, example: Inputs | None = None) -> list[str]:
         """Names of the weights of the first layer."""
-        return _layer_of(_read(model, example)[0], model, "first_layer")
+        return _layer_at(0, model, example, "first_layer")
 
 
 @register
@@ -48,7 +66,7 @@ class LastLayer:
 
     def __call__(self, model: nn.Module, example: Inputs | None = None) -> list[str]:
         """Names of the weights of the last layer."""
-        return _layer_of(_read(model, example)[-1], model, "last_layer")
+        return _layer_at(-1, model, example, "last_layer")
 
 
 @register
@@ -182,30 +200,61 @@ def where_from_text(text: str) -> Where:
     return named[text] if text in named else matching(*text.split(","))
 
 
-def _read(model: nn.Module, example: Inputs | None) -> list[str]:
-    weights_of(model)  # raises when there are none
-    order = execution_order(model, example)
-    if not order:
+def _read(model: nn.Module, example: Inputs | None) -> list[tuple[tuple[str, ...], Any]]:
+    """The weights of each operation that reads any, and the operation."""
+    weights = weights_of(model)  # raises when there are none
+    found = reads(model, example)
+    if not found:
         raise UnsupportedModelError(
             f"a forward pass of {type(model).__name__} reads none of its weights; expected a model "
             f"that computes with its parameters."
         )
-    return order
+    scales = [names for names, _ in found if not any(weights[name].ndim for name in names)]
+    return [each for each in found if each[0] not in scales] or found
 
 
-def _layer_of(name: str, model: nn.Module, selector: str) -> list[str]:
-    owner = _owner(name)
+def _layer_at(place: int, model: nn.Module, example: Inputs | None, selector: str) -> list[str]:
+    """The weights of the layer that reads at `place`, 0 or -1, of the operations that read."""
+    operations = _read(model, example)
+    name = operations[place][0][place]
+    owner, weights = _owner(name), weights_of(model)
+    own = [each for each in weights if _owner(each) == owner]
     layer = model.get_submodule(owner)
-    weights = weights_of(model)
-    chosen = [each for each in weights if _owner(each) == owner]
-    if not any(weights[each].ndim >= 2 for each in chosen):
+    if _is_container(layer, model):
+        own = _read_together(operations, place, own, weights)
+    if not any(weights[each].ndim >= 2 for each in own):
         end = selector.removesuffix("_layer")
         raise UnsupportedModelError(
             f"`{selector}` found no weight to make Bayesian: the {end} module with parameters is "
             f"`{owner or type(model).__name__}` ({type(layer).__name__}), which has no matrix "
-            f"weight. Pass `where=matching('...')` with the name of the weight you mean."
+            f"weight there. Pass `where=matching('...')` with the name of the weight you mean."
         )
-    return chosen
+    return own
+
+
+def _is_container(layer: nn.Module, model: nn.Module) -> bool:
+    """Whether its own parameters need not be those of one layer: it is the model, or has layers."""
+    inner = [each for name, each in layer.named_children() if name != PARAMETRIZATIONS]
+    held = isinstance(layer, nn.ParameterList | nn.ParameterDict)
+    return held or layer is model or any(True for each in inner for _ in each.parameters())
+
+
+def _read_together(
+    operations: list[tuple[tuple[str, ...], Any]], place: int, own: list[str], weights: Named
+) -> list[str]:
+    """Of `own`, what the product at `place` reads, and the vector (bias) that is read next."""
+    number = place % len(operations)
+
+    def is_vector(index: int) -> bool:
+        names = operations[index][0] if 0 <= index < len(operations) else ()
+        return bool(names) and all(name in own and weights[name].ndim == 1 for name in names)
+
+    product = number - 1 if place and is_vector(number) else number
+    names, func = operations[product]
+    if func in ELEMENTWISE or not any(name in own for name in names):
+        return []
+    bias = operations[product + 1][0] if is_vector(product + 1) else ()
+    return [name for name in own if name in names or name in bias]
 
 
 def _owner(name: str) -> str:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bayesify.errors import UnsupportedModelError
+from bayesify.isolation import version
 from bayesify.weights.structured import Operation, StructuredWeight
-from bayesify.weights.trace import version
 
 
 @dataclass
@@ -69,6 +69,10 @@ class Tape:
     def gradients(self, name: str) -> list[Tensor]:
         """For each use of the weight, the gradient of its output, (M, B, ...), zero for none."""
         return [torch.cat([_gradient(use) for use in uses]) for uses in self._uses(name)]
+
+    def results(self, name: str) -> list[Tensor]:
+        """For each use of the weight, what came out of it: (M, B, ...), with its noise."""
+        return [torch.cat([use.output for use in uses]) for uses in self._uses(name)]
 
     def is_output(self, name: str) -> bool:
         """Whether all that was done with this weight was to make what the model returned."""

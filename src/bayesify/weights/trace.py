@@ -10,7 +10,7 @@ expanded class token, a weight times its norm) stands for the weights it was com
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,9 +18,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from bayesify.batches import bare
 from bayesify.errors import UnsupportedModelError
+from bayesify.isolation import copied_inputs, isolated, version
 from bayesify.modes import evaluating
 from bayesify.types import Inputs
+
+Mode = TypeVar("Mode", bound=TorchFunctionMode)
 
 FACTS = {"shape", "size", "ndim", "dim", "numel", "dtype", "device"}
 """What a graph reads of a tensor besides its values."""
@@ -41,24 +45,29 @@ class Use:
         result_bytes: Of new memory that it fills; of attention also those of the scores, which
             some ways of computing it fill and others do not.
         looked_up: Whether it read single rows of a table.
+        func: The operation.
     """
 
     names: tuple[str, ...]
     result_bytes: int
     looked_up: bool = False
+    func: Any = None
 
 
 def trace(model: nn.Module, example: Inputs) -> list[Use]:
     """Every operation on activations in a forward pass in eval mode, also those without weights."""
-    recorder = _Recorder(model)
-    watch(model, example, recorder)
-    return recorder.uses
+    return watch(model, example, _Recorder).uses
 
 
-def watch(model: nn.Module, example: Inputs, mode: TorchFunctionMode) -> None:
-    """A forward pass in eval mode, without gradients, all of whose operations `mode` sees."""
-    with evaluating(model), torch.no_grad(), mode:
-        call(model, example)
+def watch(model: nn.Module, example: Inputs, kind: Callable[[nn.Module], Mode]) -> Mode:
+    """A mode of that kind, which has seen a forward pass in eval mode, without gradients.
+
+    It is made where the model holds the buffers that the pass reads, which may be copies.
+    """
+    given = copied_inputs(example)
+    with evaluating(model), isolated(model), torch.no_grad(), kind(model) as mode:
+        call_as_is(model, given)
+    return mode
 
 
 def execution_order(model: nn.Module, example: Inputs | None = None) -> list[str]:
@@ -71,8 +80,16 @@ def execution_order(model: nn.Module, example: Inputs | None = None) -> list[str
     Raises:
         UnsupportedModelError: when there is no example and the model cannot be traced without.
     """
+    return [name for names, _ in reads(model, example) for name in names]
+
+
+def reads(model: nn.Module, example: Inputs | None = None) -> list[tuple[tuple[str, ...], Any]]:
+    """The weights that each operation reads, and the operation; of those that read any, in order.
+
+    Arguments and errors as `execution_order`. Without an example a module counts as one operation.
+    """
     if example is not None:
-        return [name for use in trace(model, example) for name in use.names]
+        return [(use.names, use.func) for use in trace(model, example) if use.names]
     try:
         graph = fx.symbolic_trace(model).graph
     except Exception as error:  # fx raises many kinds, all meaning "not traceable"
@@ -80,17 +97,24 @@ def execution_order(model: nn.Module, example: Inputs | None = None) -> list[str
             f"the order in which {type(model).__name__} runs its layers cannot be read without "
             f"running it ({error}); pass `example=` with a small batch of inputs."
         ) from error
-    return list(_names_in_graph(model, graph.nodes))
+    return [(names, func) for names, func in _reads_in_graph(model, graph.nodes) if names]
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """What the model returns."""
+    """What the model returns, by a call that leaves the inputs and (in eval mode) buffers alone."""
+    with isolated(model):
+        return call_as_is(model, copied_inputs(inputs))
+
+
+def call_as_is(model: nn.Module, inputs: Inputs) -> Any:
+    """What the model returns; it is given these very inputs, and may write into them."""
     args, kwargs = call_arguments(inputs)
     return model(*args, **kwargs)
 
 
 def call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments that stand for `inputs`."""
+    inputs = bare(inputs)
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
@@ -129,7 +153,7 @@ class _Recorder(TorchFunctionMode):
                 fresh = [each for each in results if each.untyped_storage().data_ptr() not in known]
                 filled = sum(t.numel() * t.element_size() for t in fresh)
                 filled = max(filled, _score_bytes(func, args, kwargs or {}))
-                self.uses.append(Use(names, filled, func is F.embedding))
+                self.uses.append(Use(names, filled, func is F.embedding, func))
         return result
 
     def _note(self, tensor: Tensor, names: tuple[str, ...]) -> None:
@@ -155,12 +179,9 @@ def _score_bytes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     return scores * query.element_size()
 
 
-def version(tensor: Tensor) -> int:
-    """How often the tensor's memory has been written to."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _names_in_graph(model: nn.Module, nodes: Iterable[fx.Node]) -> Iterator[str]:
+def _reads_in_graph(
+    model: nn.Module, nodes: Iterable[fx.Node]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     canonical = {id(weight): name for name, weight in model.named_parameters()}
     of_weights: dict[fx.Node, list[str]] = {}  # nodes that the inputs do not reach
     for node in nodes:
@@ -177,7 +198,8 @@ def _names_in_graph(model: nn.Module, nodes: Iterable[fx.Node]) -> Iterator[str]
         elif node.op != "placeholder" and all(each in of_weights for each in node.all_input_nodes):
             of_weights[node] = names
         else:
-            yield from names
+            func = node.target
+            yield tuple(names), getattr(Tensor, str(func)) if node.op == "call_method" else func
 
 
 def _is_fact(node: fx.Node) -> bool:
