@@ -1,6 +1,5 @@
 """BALI where the truth is known: exact regression, the bound on a softmax layer, convolutions."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -459,27 +458,39 @@ def test_at_its_default_rates_one_layer_is_exact_regression(generator):
     torch.testing.assert_close(row @ row.T, precision, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("most", [0.5, 3.0])
-def test_damping_and_prior_hold_the_effective_parameters(most, generator):
-    """Truth: tr(F (F + delta I)^-1) and tr(G (G + tau I)^-1), dense, reach the bound."""
-    a, b = 9, 6
-    h = torch.randn(1, 50, a, generator=generator).double()
-    g = torch.randn(1, 50, b, generator=generator).double()
-    gram = h.mT @ h
-    layer = LayerRegression.start(torch.zeros(1, a, b), gram, prior_precision=0.1, covariance=0.1)
-    quiet = {"rate": 0.5, "weight": 1.0, "cap": math.inf, "refresh": True}
-    for _ in range(300):
-        layer, _ = layer.with_fisher(g, rate=0.5, damping=1e-3, most=most)
-        layer, _ = layer.with_at_most(most, least=0.1).updated(h, 0 * g, **quiet)
-    fisher = (g.mT @ g / 50)[0]
-    share = torch.trace(fisher @ layer.covariance[0])
-    assert share.item() == pytest.approx(most, rel=1e-3)
-    torch.testing.assert_close(
-        torch.linalg.inv(layer.covariance[0]) - layer.fisher[0],
-        layer.damping[0] * torch.eye(b).double(), rtol=1e-3, atol=1e-3,
-    )  # fmt: skip
-    columns = torch.trace(gram[0] @ torch.linalg.inv(layer.precision[0]))
-    assert columns.item() == pytest.approx(most, rel=1e-3)
+@pytest.mark.parametrize("rows", [12, 60])
+def test_layers_have_at_most_half_as_many_effective_parameters_as_rows(rows):
+    """Truth: tr(F V) tr(G (G + tau I)^-1), dense, of what a fit of full batches ends with."""
+    x, y = table(rows)
+    seen: dict[str, float] = {}
+
+    class Watch(Callback):
+        def on_phase_end(self) -> None:
+            for layer in runs[-1].layers:
+                found = layer.regression
+                tau = found.prior_precision[:, None, None]
+                gram = found.precision - tau * torch.eye(found.precision.shape[-1])
+                columns = torch.linalg.solve(found.precision, gram).diagonal(dim1=1, dim2=2).sum()
+                directions = 1.0 if layer.is_output else float(
+                    (found.fisher @ found.covariance).diagonal(dim1=1, dim2=2).sum()
+                )  # fmt: skip
+                seen[layer.name] = float(columns) * directions
+
+    runs = []
+    method = BALI(min_steps=300)
+    start = type(method).start
+
+    def noted(self, problem):
+        runs.append(start(self, problem))
+        return runs[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BALI, "start", noted)
+        fit(net(5, 64), (x, y), method, likelihood="gaussian", callbacks=[Watch()])
+    assert len(seen) == 2
+    for each in seen.values():
+        assert each < 1.1 * rows / 2
+    assert max(seen.values()) > 0.4 * rows  # the bound is at work
 
 
 def test_few_parameters_are_left_alone(generator):

@@ -238,20 +238,24 @@ class LayerwiseRun:
         refresh = self.steps % self.options.refresh == 0
         known = self._known_covariance(layer, outputs)
         precision = self.likelihood.output_precision(outputs)
-        targets, rows, columns = None, math.inf, math.inf
-        if precision is not None:
-            rows, columns = layer.most_parameters(weight * size, outputs[0, 0].numel())
-            if layer.is_output:
-                targets = layer.outputs(tape) - gradient / precision.to(gradient)
+        targets = None
+        if precision is not None and layer.is_output:
+            targets = layer.outputs(tape) - gradient / precision.to(gradient)
         if known is not None:
             found = found.with_covariance(known)
         elif refresh:
             first = 1.0 if self.steps == 0 else rate  # of F there is nothing yet to average with
             found, sound = found.with_fisher(
-                layer.gradient(tape), rate=first, damping=self.scales.damping, most=columns
+                layer.gradient(tape), rate=first, damping=self.scales.damping
             )
-        if known is not None and refresh and not self.options.evidence:
-            found = found.with_at_most(rows, least=self.scales.prior_precision)
+        counted = layer.is_output or known is None  # of a V that is given F tells nothing
+        if precision is not None and counted and refresh and not self.options.evidence:
+            found = layer.bounded(
+                found,
+                examples=weight * size,
+                dims=outputs[0, 0].numel(),
+                least=self.scales.prior_precision,
+            )
         if self.options.evidence and refresh and self.steps >= self.options.warmup:
             found = found.with_evidence(rate=rate)
         found, ok = found.updated(
@@ -347,4 +351,5 @@ class LayerwiseRun:
         if self.failures.max() <= PATIENCE:
             return
         lost = (self.failures > PATIENCE).nonzero().flatten().tolist()
-        raise diverged(self.layers, candidates, lost, self.steps, nll.detach().mean().item())
+        loss = nll.detach().mean().item()
+        raise diverged(self.layers, candidates, lost, self.steps, loss, self.scales.damping)

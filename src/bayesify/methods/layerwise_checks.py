@@ -77,6 +77,7 @@ def diverged(
     lost: list[int],
     steps: int,
     loss: float,
+    damping: float,
 ) -> DivergenceError:
     """The error for members that gave no finite numbers for too many steps.
 
@@ -85,7 +86,7 @@ def diverged(
     """
     for layer, found in zip(layers, candidates, strict=True):
         for member in lost:
-            for what, matrix in found.factorised().items():
+            for what, matrix in found.factorised(damping).items():
                 if torch.isfinite(matrix[member]).all():
                     name = f"{what} of layer {layer.name!r}, member {member}"
                     cholesky(matrix[member], name=name)

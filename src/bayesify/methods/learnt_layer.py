@@ -24,6 +24,8 @@ Factors learn P from all the data and V from all the data, so a layer can count 
 as it has weights, however few the data are; more than there are data is an artefact.
 """
 
+TINY = 1e-12
+
 ROWS_PER_FEATURE = 5
 """How many rows for each of its features a layer's statistics rest on, at least."""
 
@@ -125,20 +127,26 @@ class LearntLayer:
         wanted = ROWS_PER_FEATURE * features / self.rows_per_example
         return batch / min(wanted, num_data)
 
-    def most_parameters(self, examples: float, dims: int) -> tuple[float, float]:
-        """How many effective parameters a column, and how many directions of a row, may have.
+    def bounded(
+        self, found: LayerRegression, *, examples: float, dims: int, least: float
+    ) -> LayerRegression:
+        """`found`, its prior narrower where it would have too many effective parameters.
+
+        They are tr(F V) directions of a row of outputs, each with tr(P^-1 H^T H) parameters, and
+        at most SHARE N dims. A narrower prior takes them from the mean and from the spread alike; a
+        smaller V would take them from the spread alone, and the noise would be told that the
+        mean had fitted fewer than it has.
 
         Args:
+            found: What has been learnt.
             examples: That the statistics stand for, N.
-            dims: Numbers that the network predicts for one.
-
-        Returns:
-            (SHARE N rows), the bound for a column; and that for tr(F V), so that the product with
-            the column's, at most min(a, N rows), is at most SHARE N dims.
+            dims: Numbers that the network predicts for one example.
+            least: The prior's precision where that leaves fewer parameters.
         """
-        rows = examples * self.rows_per_example
-        features = self.regression.precision.shape[-1]
-        return SHARE * rows, SHARE * examples * dims / min(features, rows)
+        most = SHARE * examples * self.rows_per_example  # V of an output is its own noise
+        if not self.is_output:
+            most = SHARE * examples * dims / found.directions.clamp_min(TINY)
+        return found.with_at_most(most, least=least)
 
     @property
     def _constant(self) -> bool:

@@ -14,7 +14,6 @@ compares them). It stays right when P is factorised only now and then, so it is 
 many examples each row stands for (N / B), tau the prior's precision: p(W) = MN(M0, I / tau, V).
 """
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -39,7 +38,6 @@ class LayerRegression:
         covariance: V, (K, b, b), as of the last refresh.
         row: Lower Cholesky factor of P as of the last refresh, (K, a, a).
         column: Lower Cholesky factor of V, (K, b, b).
-        damping: delta of the next V, (K,), unless the given one is larger.
     """
 
     mean: Float[Tensor, "members a b"]
@@ -50,7 +48,6 @@ class LayerRegression:
     covariance: Float[Tensor, "members b b"]
     row: Float[Tensor, "members a a"]
     column: Float[Tensor, "members b b"]
-    damping: Float[Tensor, " members"]
 
     @classmethod
     def start(
@@ -88,7 +85,6 @@ class LayerRegression:
             covariance=spread,
             row=cholesky(precision, name=f"precision of layer {name!r}"),
             column=spread.sqrt(),
-            damping=mean.new_zeros(members),
         )
 
     @classmethod
@@ -114,7 +110,6 @@ class LayerRegression:
             covariance=covariance,
             row=row,
             column=column,
-            damping=mean.new_zeros(len(mean)),
         )
 
     def with_fisher(
@@ -123,33 +118,23 @@ class LayerRegression:
         *,
         rate: float,
         damping: float,
-        most: float = math.inf,
     ) -> tuple["LayerRegression", Bool[Tensor, " members"]]:
         """V from the gradients of a batch whose labels were drawn from the model.
 
         Args:
             sampled: The gradients.
             rate: Weight of this batch in the average F.
-            damping: delta, at least.
-            most: Largest tr(F V), above 0: how many directions of a row of outputs the data may
-                determine. Where they are more, delta rises from step to step until they are not.
+            damping: delta.
 
         Returns:
             The layer, and which members' V could be factorised.
         """
         outer = (sampled.mT @ sampled).to(self.fisher).div_(sampled.shape[1])
         fisher = self.fisher.lerp(outer, rate)
-        delta = self.damping.clamp_min(damping)
-        factor, sound = cholesky_or_flag(_with_diagonal(fisher, delta[:, None]))
+        factor, sound = cholesky_or_flag(_with_diagonal(fisher, damping))
         covariance = torch.cholesky_inverse(factor)
         column, also = cholesky_or_flag(covariance)
-        count = fisher.shape[-1] - delta * _trace(covariance)  # tr(F V)
-        return self._with(
-            fisher=fisher,
-            covariance=covariance,
-            column=column,
-            damping=delta * count / most,  # of the next one; each such step goes part of the way
-        ), sound & also
+        return self._with(fisher=fisher, covariance=covariance, column=column), sound & also
 
     def with_covariance(self, value: float | Tensor) -> Self:
         """V = value * I, for a layer whose noise is known."""
@@ -197,18 +182,24 @@ class LayerRegression:
         mean = natural_gradient_step(self.mean, slope, row, rate=rate)
         return self._with(precision=precision, mean=mean, row=row), sound
 
-    def with_at_most(self, rows: float, *, least: float) -> Self:
+    @property
+    def directions(self) -> Float[Tensor, " members"]:
+        """tr(F V): how many directions of a row of outputs the data determine, at most b."""
+        return (self.fisher * self.covariance).sum((1, 2))
+
+    def with_at_most(self, rows: float | Float[Tensor, " members"], *, least: float) -> Self:
         """The prior's precision, raised while a column has more effective parameters than `rows`.
 
         Their number is tr(P^-1 w H^T H) = a - tau tr(P^-1) (MacKay 1992). It falls no faster than
         1 / tau, so that tau times the excess never goes too far.
 
         Args:
-            rows: The most, above 0.
+            rows: The most, above 0; of each member.
             least: tau where that leaves fewer parameters.
         """
         a = self.precision.shape[-1]
-        if a <= rows and bool((self.prior_precision <= least).all()):
+        rows = torch.as_tensor(rows).to(self.prior_precision)
+        if bool((a <= rows).all()) and bool((self.prior_precision <= least).all()):
             return self
         identity = torch.eye(a).to(self.row).expand_as(self.row)
         inverse = torch.linalg.solve_triangular(self.row, identity, upper=False)
@@ -231,10 +222,9 @@ class LayerRegression:
         """Contiguous, as they are after a checkpoint: strides decide how products are rounded."""
         return replace(self, **{name: each.contiguous() for name, each in changes.items()})
 
-    def factorised(self) -> dict[str, Tensor]:
+    def factorised(self, damping: float) -> dict[str, Tensor]:
         """The matrices that must have Cholesky factors, (K, ., .), by name."""
-        damped = _with_diagonal(self.fisher, self.damping[:, None])
-        return {"precision": self.precision, "damped Fisher": damped}
+        return {"precision": self.precision, "damped Fisher": _with_diagonal(self.fisher, damping)}
 
     def finite(self) -> Bool[Tensor, " members"]:
         """Which members' M and P are finite; V is, where it could be factorised."""
@@ -254,10 +244,6 @@ class LayerRegression:
 def members_where(keep: Bool[Tensor, " members"], new: Tensor, old: Tensor) -> Tensor:
     """The members of `new` (K, ...) where `keep`, those of `old` elsewhere."""
     return torch.where(keep.view(-1, *[1] * (new.ndim - 1)), new, old)
-
-
-def _trace(matrix: Float[Tensor, "members b b"]) -> Float[Tensor, " members"]:
-    return matrix.diagonal(dim1=1, dim2=2).sum(1)
 
 
 def _with_diagonal(matrix: Tensor, value: float | Tensor) -> Tensor:
