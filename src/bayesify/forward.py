@@ -1,7 +1,7 @@
 """The one way to a model with other weights.
 
 Every method, metric and attack goes through `outputs` (weight samples), `linearised_outputs` (the
-tangent's) or `local_outputs` (training with local reparameterisation), or through `tape` or
+tangent's) or `local_outputs` (training, with noise that differs by example), or through `tape` or
 `squared_gradients` where it looks at layers or single examples. The user's model is called as
 `calling.py` does it, over many samples or examples at once, and never changed.
 """

@@ -17,10 +17,10 @@ Its equations were not at hand: those below are our completion, and each open ch
                 P M <- (1 - rho) P M + rho w H^T (pseudo-targets)     (rho: cosine after a warm-up)
     noise s^2   of a Gaussian: s^2 <- |y - mean f|^2 / N + (1 - exp(-p / N)) s^2, a moving average;
                 p effective parameters, from the spread of noisy forward passes
-    bounds      of a Gaussian: no layer has more than N / 2 effective parameters; delta, or tau of
-                the output, rises until that holds
+    bound       of a Gaussian: no layer has more than N / 2 effective parameters; its tau rises
+                until that holds, which takes them from the mean and from the spread alike
 
-The noise and the two bounds are ours. Without them s^2 -> V -> spread of the outputs -> s^2 is a
+The noise and the bound are ours. Without them s^2 -> V -> spread of the outputs -> s^2 is a
 loop of gain p / N, where p = sum of tr(F V) tr(P^-1 H^T H) over the layers: Kronecker factors each
 learn from all the data, so p goes up to the number of weights, however few the data are, and above
 N the noise grows without end. In a joint regression p < N.
@@ -32,7 +32,7 @@ silently be scaled by 1 / k.
 K members are K independent posteriors from K starts, those of an ensemble where that is the
 pretraining, run at once; the posterior is their mixture.
 The layers are updated all at once, and forward passes in training draw each example's outputs from
-their marginal (`weights/regression.py`).
+the law that weight samples give them, jointly over its positions (`weights/regression.py`).
 Cost of a step: a forward and two backward passes (none for weights), and per layer of a inputs and
 b outputs n a^2 + a^3 / 3 + a^2 b + n a b + b^3 operations, for n rows; a convolution has a row per
 output position, and is dear. It stores a^2 + b^2 numbers a layer besides the weights.

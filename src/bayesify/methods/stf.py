@@ -38,4 +38,4 @@ class STF(MeanFieldVI):
 
     pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(first_layer, help="which weights are random")
-    temperatures = ByTask(regression=1.0, classes=0.1)
+    temperatures = ByTask(regression=1.0, classes=1.0)
