@@ -83,11 +83,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--tables", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="number of the first one")
     parser.add_argument("--out", type=Path, default=Path("bali_small_tables.jsonl"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="sklearn")
     lines = []
-    for number in range(options.tables):
+    for number in range(options.first, options.first + options.tables):
         rows, source = ROWS[number % len(ROWS)], SOURCES[number % len(SOURCES)]
         width, seed = WIDTHS[number // len(ROWS) % len(WIDTHS)], number // 72
         x, y = table(source, rows, seed, options.data_dir)
