@@ -156,8 +156,8 @@ METHODS = {
         MeanFieldVI(
             pretrain=None,
             epochs=800,
-            lr=0.03,
-            scale_lr=0.03,
+            lr=0.01,
+            scale_lr=0.01,
             initial_scale=0.2,
             prior_scale=1.0,
             prior_relative=False,
