@@ -28,7 +28,7 @@ from bayesify.numerics.noise import single_or_better
 from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.named import copied, count
 from bayesify.weights.noise_scope import OtherUseError, Scopes
-from bayesify.weights.structured import StructuredWeight
+from bayesify.weights.structured import formed
 from bayesify.weights.taped import Tape, TapedWeight
 
 DRAWN_AT_ONCE = 8
@@ -153,7 +153,7 @@ def linearised_outputs(
 
     def call(draw_one: Draw) -> Tensor:
         drawn = q.weights(draw_one).items()
-        plain = {n: e.dense() if isinstance(e, StructuredWeight) else e for n, e in drawn}
+        plain = {n: formed(each) for n, each in drawn}
         change = {n: plain[n] - each for n, each in center.items()}
         value, along, *_ = jvp(at, (center,), (change,))
         return value + along

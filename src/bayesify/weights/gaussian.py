@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from bayesify.numerics.noise import signs, standard_normal
 from bayesify.types import Named
 from bayesify.weights.noise_scope import NoiseScope, OtherUseError, Scopes
-from bayesify.weights.structured import Operation, StructuredWeight
+from bayesify.weights.structured import Operation, StructuredWeight, formed
 
 TINY = 1e-16
 """Smallest variance under the square root, whose gradient at zero would be infinite."""
@@ -70,7 +70,7 @@ class GaussianWeight(StructuredWeight):
             return self._by_row(op, x, bias, beside)
         if self.scope is NoiseScope.EXAMPLE:
             return self._by_example(op, x, bias, beside)
-        return op(x, self.dense(), _plain(bias))
+        return op(x, self.dense(), formed(bias))
 
     def look_up(self, indices: Tensor, padding: int | None) -> Tensor:
         """Rows of the weight, each example's of a draw of its own where the scope allows it."""
@@ -98,7 +98,7 @@ class GaussianWeight(StructuredWeight):
             mean = op(x, self.loc, beside.loc)
             variance = op(x.square(), self.scale.square(), beside.scale.square())
         else:
-            mean = op(x, self.loc, _plain(bias))
+            mean = op(x, self.loc, formed(bias))
             variance = op(x.square(), self.scale.square())
         return _Noisy.apply(mean, variance, standard_normal(mean, self.generator))  # type: ignore[return-value]
 
@@ -108,7 +108,7 @@ class GaussianWeight(StructuredWeight):
         """Inputs lie along axis `given` of the weight, outputs along the other."""
         given = 0 if op.turned else 1
         channel = -1 if op.func in (F.linear, torch.addmm) else 1
-        mean = op(x, self.loc, _plain(bias) if beside is None else beside.loc)
+        mean = op(x, self.loc, formed(bias) if beside is None else beside.loc)
         inputs = _placed(self._signs(given, x, x.shape[channel]), x, channel)
         outputs = _placed(self._signs(1 - given, mean, mean.shape[channel]), mean, channel)
         noise = op(x * inputs, self._draw(), None if beside is None else beside._draw())
@@ -139,10 +139,6 @@ def gaussian_weights(
         name: GaussianWeight(mean, scale[name], generator, scopes.get(name, NoiseScope.BATCH))
         for name, mean in loc.items()
     }
-
-
-def _plain(bias: Tensor | None) -> Tensor | None:
-    return bias.dense() if isinstance(bias, StructuredWeight) else bias
 
 
 def _placed(signs: Tensor, like: Tensor, axis: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesify.types import Named
-from bayesify.weights.structured import StructuredWeight
+from bayesify.weights.structured import StructuredWeight, formed
 
 
 def held_rows(
@@ -110,6 +110,6 @@ class HeldRow(StructuredWeight):
 
     def dense(self) -> Tensor:
         """The table as a plain tensor."""
-        table = self.table.dense() if isinstance(self.table, StructuredWeight) else self.table
+        table = formed(self.table)
         fixed = (torch.arange(len(table), device=table.device) == self.position).unsqueeze(-1)
         return torch.where(fixed, self.row.to(table.dtype), table)

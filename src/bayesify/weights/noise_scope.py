@@ -31,15 +31,8 @@ from torch.utils._pytree import tree_leaves
 from bayesify.batches import batch_size, rows
 from bayesify.errors import BayesifyError
 from bayesify.types import Inputs
-from bayesify.weights.structured import ACTING, is_table
+from bayesify.weights.structured import ACTING, is_table, operands
 from bayesify.weights.trace import watch
-
-AXES = {
-    F.linear: None,
-    **{F.conv1d: 1, F.conv2d: 2, F.conv3d: 3},
-    **{F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3},
-}
-"""Operations that are linear in a weight -> spatial axes; None: any number in front of the last."""
 
 
 class NoiseScope(Enum):
@@ -164,8 +157,8 @@ class _Recorder(TorchFunctionMode):
         if func in ACTING or (func is torch.addmm and not kwargs):
             return self._linear(func, *args, **kwargs)
         if func is F.embedding and is_table(*args, **kwargs):
-            given = dict(zip(("input", "weight"), args, strict=False)) | kwargs
-            return self._note(given["weight"], None, self._batched(given["input"]), single=False)
+            x, weight, *_ = operands(*args, **kwargs)
+            return self._note(weight, None, self._batched(x), single=False)
         return set()
 
     def _linear(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> set[str]:
@@ -173,10 +166,8 @@ class _Recorder(TorchFunctionMode):
             bias, x, weight = args
             plain = bias.ndim == 1
         else:
-            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
-            x, weight, bias = given["input"], given["weight"], given.get("bias")
-            axes = AXES[func]
-            plain = x.ndim >= 2 if axes is None else x.ndim == axes + 2
+            x, weight, bias, *_ = operands(*args, **kwargs)
+            plain = x.ndim >= 2 if func is F.linear else x.ndim == weight.ndim
         batched = plain and id(x) not in self._names and self._batched(x)
         return self._note(weight, bias, batched, single=x.ndim == 2)
 

@@ -93,7 +93,7 @@ class StructuredWeight(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func in ACTING:
-            x, weight, bias, rest, named = _arguments(*args, **kwargs)
+            x, weight, bias, rest, named = operands(*args, **kwargs)
             if isinstance(weight, StructuredWeight) and not isinstance(x, StructuredWeight):
                 return weight.act(Operation(func, rest, named), x, bias)
         if func is torch.addmm and not kwargs and isinstance(args[2], StructuredWeight):
@@ -102,16 +102,18 @@ class StructuredWeight(Tensor):
                 return weight.act(Operation(func), x, bias)
         if func is F.embedding and is_table(*args, **kwargs):
             return _looked_up(*args, **kwargs)
-        return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
+        return func(*tree_map(formed, args), **tree_map(formed, kwargs))
 
 
-def _dense(value: Any) -> Any:
+def formed(value: Any) -> Any:
+    """A structured weight as the plain tensor that it stands for; anything else as it is."""
     return value.dense() if isinstance(value, StructuredWeight) else value
 
 
-def _arguments(
+def operands(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **named: Any
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Any, ...], dict[str, Any]]:
+    """Input, weight and bias of an operation in `ACTING`, and its other arguments."""
     return input, weight, bias, rest, named
 
 
@@ -132,6 +134,6 @@ def _looked_up(
     input: Tensor, weight: Tensor, padding_idx: int | None = None, *_: Any, **__: Any
 ) -> Tensor:
     if not isinstance(weight, StructuredWeight):
-        return F.embedding(_dense(input), weight, padding_idx)
+        return F.embedding(formed(input), weight, padding_idx)
     padding = padding_idx % len(weight) if padding_idx is not None else None
     return weight.look_up(input, padding)

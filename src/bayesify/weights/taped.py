@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from bayesify.errors import UnsupportedModelError
 from bayesify.isolation import version
-from bayesify.weights.structured import Operation, StructuredWeight
+from bayesify.weights.structured import Operation, StructuredWeight, formed
 
 
 @dataclass
@@ -119,7 +119,7 @@ class TapedWeight(StructuredWeight):
 
     def dense(self) -> Tensor:
         """The weight as a plain tensor; what is computed of it is not noted."""
-        return self.wrapped.dense() if isinstance(self.wrapped, StructuredWeight) else self.wrapped
+        return formed(self.wrapped)
 
 
 class _Note(torch.autograd.Function):
