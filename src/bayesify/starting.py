@@ -66,7 +66,7 @@ class Start:
     noise: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """What is recorded, as plain values by name."""
         return asdict(self)
 
 
