@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import bayesify
-from bayesify.batches import split_batch
+from bayesify.core.batches import split_batch
+from bayesify.core.options import to_json
 from bayesify.cost import CostMeter
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.evaluation.metrics import accuracy, ece, nll
 from bayesify.loading import as_loader
-from bayesify.options import to_json
 
 CHOOSING = 7
 """The seed that options are chosen at; no table has it."""

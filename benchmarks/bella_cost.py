@@ -243,7 +243,7 @@ def predict_cost(batch: int, measured: Callable[..., Any]) -> dict[str, Any]:
 
 
 def prediction(
-    net: nn.Module, where: bayesify.types.Where, batch: int, measured: Callable[..., Any]
+    net: nn.Module, where: bayesify.core.types.Where, batch: int, measured: Callable[..., Any]
 ) -> dict[str, Any]:
     """Milliseconds and ratios of `predict`."""
     x, _ = batch_of(batch)

@@ -69,7 +69,7 @@ def transformer(layers: int = LAYERS) -> nn.Module:
     return BertForSequenceClassification(config).eval()
 
 
-def adapted(layers: int = LAYERS, last: int | None = None) -> bayesify.types.Where:
+def adapted(layers: int = LAYERS, last: int | None = None) -> bayesify.core.types.Where:
     """The two matrices of the MLP of each of the last blocks."""
     names = ("intermediate.dense", "output.dense") if BertConfig else ("linear1", "linear2")
     within = "layer" if BertConfig else "layers"
@@ -78,7 +78,7 @@ def adapted(layers: int = LAYERS, last: int | None = None) -> bayesify.types.Whe
 
 
 def members_around(
-    net: nn.Module, where: bayesify.types.Where, *, members: int = MEMBERS, rank: int = RANK
+    net: nn.Module, where: bayesify.core.types.Where, *, members: int = MEMBERS, rank: int = RANK
 ) -> LowRankParticles:
     """Members that differ from the network a little, in matrices alone."""
     return LowRankParticles.around(

@@ -9,8 +9,8 @@ from typing import Self
 
 import torch
 
+from bayesify.core.types import Draw, Named
 from bayesify.distributions.base import WeightDistribution
-from bayesify.types import Draw, Named
 from bayesify.weights.named import copied
 from bayesify.weights.store import Store, part
 

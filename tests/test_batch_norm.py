@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from bayesify.batch_norm import averaging, batch_norms, recalibrate_, statistics_of
-from bayesify.errors import UnsupportedModelError
+from bayesify.core.errors import UnsupportedModelError
 from bayesify.weights.named import buffers_of
 
 from .zoo import NETS

@@ -4,7 +4,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import bayesify
 from bayesify.certifying import CertifyingPart, cut, digest
-from bayesify.errors import DataError, OptionError
+from bayesify.core.errors import DataError, OptionError
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(60, 4, generator=GENERATOR)

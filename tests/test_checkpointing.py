@@ -16,8 +16,8 @@ from bayesify import (
     last_layer,
 )
 from bayesify.checkpointing import check_graph, no_checkpointing
+from bayesify.core.errors import UnsupportedModelError
 from bayesify.distributions.mean_field import MeanField
-from bayesify.errors import UnsupportedModelError
 
 
 class Checkpointed(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from bayesify.batches import Unbatched
 from bayesify.checks import check_data, check_held_out
-from bayesify.errors import DataError, ShapeError, UnsupportedModelError
+from bayesify.core.batches import Unbatched
+from bayesify.core.errors import DataError, ShapeError, UnsupportedModelError
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Categorical
 from bayesify.loading import as_loader

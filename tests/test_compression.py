@@ -16,7 +16,7 @@ from bayesify import (
     matrices,
     save,
 )
-from bayesify.errors import UnsupportedModelError
+from bayesify.core.errors import UnsupportedModelError
 from bayesify.likelihoods import Categorical
 from bayesify.models import build
 from bayesify.persistence import disk_bytes

@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 import bayesify
 from bayesify import MAP, WeightPosterior
+from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
 from bayesify.dropout import LAYERS, DropoutPosterior, dropout_layers, dropped
-from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.likelihoods import Categorical, Gaussian
 
 S = 2000

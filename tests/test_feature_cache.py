@@ -5,7 +5,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from bayesify import models
-from bayesify.errors import DataError, OptionError, UnsupportedModelError
+from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.feature_cache import FeatureCache
 from bayesify.trunk import Trunk
 

@@ -18,7 +18,7 @@ from bayesify import (
     last_layer,
     matching,
 )
-from bayesify.errors import (
+from bayesify.core.errors import (
     BayesifyError,
     DataError,
     DivergenceError,
@@ -26,9 +26,9 @@ from bayesify.errors import (
     ShapeError,
     UnsupportedModelError,
 )
+from bayesify.core.streams import stream
 from bayesify.fitting import versions
 from bayesify.likelihoods import Categorical
-from bayesify.streams import stream
 
 from .zoo import NETS, BranchingNet, Pairs
 

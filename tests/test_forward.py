@@ -7,10 +7,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from bayesify import chunking, first_layer, forward, last_layer, models
-from bayesify.batches import rows
+from bayesify.core.batches import rows
+from bayesify.core.errors import UnsupportedModelError
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
-from bayesify.errors import UnsupportedModelError
 from bayesify.likelihoods import Categorical
 from bayesify.weights.linear_maps import roles
 from bayesify.weights.named import weights_of

@@ -7,17 +7,17 @@ from torch.func import functional_call, jacrev
 
 import bayesify
 from bayesify import MeanField, WeightPosterior, last_layer, rescaled
-from bayesify.batches import rows
+from bayesify.core.batches import rows
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.modes import attention_for_vmap
+from bayesify.core.types import Inputs, Named
 from bayesify.distributions.dense_normal import DenseNormal
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.particles import Particles
-from bayesify.errors import UnsupportedModelError
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Categorical, Gaussian
 from bayesify.linearised import LinearisedPosterior
-from bayesify.modes import attention_for_vmap
 from bayesify.rescaling import times
-from bayesify.types import Inputs, Named
 from bayesify.weights.named import copied, weights_of
 from bayesify.weights.structured import StructuredWeight
 from bayesify.weights.trace import call_arguments

@@ -11,9 +11,9 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.data import splits
 from bayesify.data.augment import augmented
-from bayesify.errors import DataError, OptionError, ShapeError
 from bayesify.loading import as_loader, evenly_spread, is_augmented, subset
 
 from .zoo import Pairs

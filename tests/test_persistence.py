@@ -10,7 +10,7 @@ from torch import nn
 
 import bayesify
 from bayesify import MAP, STF, MeanField, WeightPosterior, fit, load, save
-from bayesify.errors import LoadError, OptionError, UnsupportedModelError
+from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.likelihoods import Categorical, Gaussian
 from bayesify.persistence import disk_bytes, read_manifest
 
@@ -158,7 +158,7 @@ def test_a_crash_leaves_nothing_half_and_keeps_what_was(
         elif crash == "manifest":
             patch.setattr(Path, "write_text", fail)
         else:
-            patch.setattr("bayesify.replacing._exchanged", lambda one, other: False)
+            patch.setattr("bayesify.core.files._exchanged", lambda one, other: False)
             patch.setattr(Path, "rename", fail_on_arrival)
         with pytest.raises((KeyboardInterrupt, OSError)):
             save(posterior, folder, overwrite=True, notes={"round": 2})

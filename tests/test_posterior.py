@@ -16,7 +16,7 @@ from bayesify import (
     fit,
     last_layer,
 )
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.likelihoods import Categorical, Gaussian
 from bayesify.posterior import FitRecord, Posterior
 

@@ -8,7 +8,7 @@ from scipy import integrate, stats
 from torch import distributions as D
 from torch.nn import functional as F
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.predictive import (
     ClassPredictive,
     MultiLabelPredictive,

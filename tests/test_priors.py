@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.priors import NormalPrior
 
 

@@ -22,7 +22,7 @@ from bayesify import (
     save,
 )
 from bayesify.compare.measure import samples_used
-from bayesify.errors import OptionError, UnsupportedModelError
+from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.evaluation.certificates import sampled_risk
 from bayesify.evaluation.far_away import far_away_limit
 from bayesify.evaluation.robustness import robustness

@@ -17,10 +17,10 @@ from bayesify import (
     recalibrated,
     save,
 )
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.types import Named
 from bayesify.distributions.members import Members
-from bayesify.errors import UnsupportedModelError
 from bayesify.likelihoods import Categorical
-from bayesify.types import Named
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import assign_, buffers_of
 

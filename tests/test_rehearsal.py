@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayesify import MAP, SWAG, Callback, Ensemble, fit, recalibrated
-from bayesify.errors import DataError, UnsupportedModelError
+from bayesify.core.errors import DataError, UnsupportedModelError
 
 X = torch.randn(33, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()

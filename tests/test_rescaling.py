@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayesify import MAP, Categorical, Gaussian, MeanField, WeightPosterior, fit, rescaled
+from bayesify.core.errors import DataError, UnsupportedModelError
 from bayesify.distributions.base import Scalable
-from bayesify.errors import DataError, UnsupportedModelError
 from bayesify.rescaling import RUNGS, best_factor, times
 
 from .zoo import NETS

@@ -17,7 +17,7 @@ from torch.utils.data import (
 )
 
 from bayesify import BALI, MAP, DiagonalLaplace, Gaussian, Laplace, MeanFieldVI, evaluate, fit
-from bayesify.errors import DataError
+from bayesify.core.errors import DataError
 from bayesify.loading import as_loader
 from bayesify.samplers import check_one_process, different, known_indices, num_data
 

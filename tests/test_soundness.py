@@ -6,7 +6,7 @@ from torch import nn
 
 import bayesify
 from bayesify import MAP, DiagonalLaplace, MeanField, fit
-from bayesify.errors import DivergenceError
+from bayesify.core.errors import DivergenceError
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 Y = X[:, :1] + 0.1 * torch.randn(40, 1, generator=torch.Generator().manual_seed(1))

@@ -9,9 +9,9 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from bayesify import models
-from bayesify.errors import DataError, UnsupportedModelError
+from bayesify.core.errors import DataError, UnsupportedModelError
+from bayesify.core.modes import attention_for_vmap
 from bayesify.frozen import frozen_layers
-from bayesify.modes import attention_for_vmap
 from bayesify.trunk import Trunk, close, stand_in
 from bayesify.weights.gaussian import GaussianWeight
 from bayesify.weights.taped import Tape, TapedWeight

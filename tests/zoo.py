@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bayesify.batches import split_batch
+from bayesify.core.batches import split_batch
+from bayesify.core.types import Inputs
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Categorical
 from bayesify.methods.base import Problem
-from bayesify.types import Inputs
 
 CLASSES = 3
 

@@ -11,9 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bayesify import data, models
     from bayesify.adapters import export_adapters, import_adapters
-    from bayesify.batches import Unbatched
     from bayesify.callbacks import Callback
     from bayesify.compression import Sizes, compressed
+    from bayesify.core.batches import Unbatched
+    from bayesify.core.errors import (
+        BayesifyError,
+        DataError,
+        DivergenceError,
+        LoadError,
+        NotPositiveDefiniteError,
+        OptionError,
+        ShapeError,
+        UnsupportedLayerError,
+        UnsupportedModelError,
+    )
+    from bayesify.core.version import __version__
     from bayesify.cost import CostMeter
     from bayesify.distributions.base import WeightDistribution
     from bayesify.distributions.dense_normal import DenseNormal
@@ -26,17 +38,6 @@ if TYPE_CHECKING:
     from bayesify.distributions.particles import Particles
     from bayesify.distributions.shared_normal import SharedNormal
     from bayesify.dropout import DropoutPosterior
-    from bayesify.errors import (
-        BayesifyError,
-        DataError,
-        DivergenceError,
-        LoadError,
-        NotPositiveDefiniteError,
-        OptionError,
-        ShapeError,
-        UnsupportedLayerError,
-        UnsupportedModelError,
-    )
     from bayesify.evaluation.certificates import Certificate, certify
     from bayesify.evaluation.diagnosis import Diagnosis, diagnose
     from bayesify.evaluation.evaluate import Evaluation, evaluate
@@ -81,7 +82,6 @@ if TYPE_CHECKING:
     from bayesify.recalibration import recalibrated
     from bayesify.rescaling import rescaled
     from bayesify.streaming import resume
-    from bayesify.version import __version__
     from bayesify.weights.noise_scope import noise_scopes
     from bayesify.weights.select import all_weights, first_layer, last_layer, matching, matrices
 
@@ -180,20 +180,20 @@ _HOME = {
     "ProgressBar": "bayesify.progress",
     "CostMeter": "bayesify.cost",
     # data and models to try things on
-    "Unbatched": "bayesify.batches",
+    "Unbatched": "bayesify.core.batches",
     "data": "bayesify.data",
     "models": "bayesify.models",
     # errors
-    "BayesifyError": "bayesify.errors",
-    "DataError": "bayesify.errors",
-    "DivergenceError": "bayesify.errors",
-    "LoadError": "bayesify.errors",
-    "NotPositiveDefiniteError": "bayesify.errors",
-    "OptionError": "bayesify.errors",
-    "ShapeError": "bayesify.errors",
-    "UnsupportedLayerError": "bayesify.errors",
-    "UnsupportedModelError": "bayesify.errors",
-    "__version__": "bayesify.version",
+    "BayesifyError": "bayesify.core.errors",
+    "DataError": "bayesify.core.errors",
+    "DivergenceError": "bayesify.core.errors",
+    "LoadError": "bayesify.core.errors",
+    "NotPositiveDefiniteError": "bayesify.core.errors",
+    "OptionError": "bayesify.core.errors",
+    "ShapeError": "bayesify.core.errors",
+    "UnsupportedLayerError": "bayesify.core.errors",
+    "UnsupportedModelError": "bayesify.core.errors",
+    "__version__": "bayesify.core.version",
 }
 """Every public name and the module it is imported from when it is first asked for.
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bayesify.errors import DataError, UnsupportedModelError
-from bayesify.modes import evaluating
-from bayesify.types import Inputs
+from bayesify.core.errors import DataError, UnsupportedModelError
+from bayesify.core.modes import evaluating
+from bayesify.core.types import Inputs
 from bayesify.weights.trace import call
 
 

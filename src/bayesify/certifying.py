@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bayesify.batches import inputs_and_target, tensors_of
+from bayesify.core.batches import inputs_and_target, tensors_of
+from bayesify.core.errors import DataError, OptionError
 from bayesify.data.parts import Examples
-from bayesify.errors import DataError, OptionError
 from bayesify.loading import Data, as_loader, check_plain, subset
 from bayesify.weights.named import raw_bytes
 

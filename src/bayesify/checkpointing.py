@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from bayesify.errors import UnsupportedModelError
+from bayesify.core.errors import UnsupportedModelError
 
 REFUSAL = (
     "the model uses gradient checkpointing (or other hooks on saved tensors), whose second run "

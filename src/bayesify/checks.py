@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from bayesify.batches import batch_size, split_batch, tensors_of, to_device
-from bayesify.errors import BayesifyError, DataError, ShapeError, UnsupportedModelError
+from bayesify.core.batches import batch_size, split_batch, tensors_of, to_device
+from bayesify.core.errors import BayesifyError, DataError, ShapeError, UnsupportedModelError
+from bayesify.core.modes import evaluating
+from bayesify.core.types import Inputs, Readout
 from bayesify.likelihoods import Likelihood
-from bayesify.modes import evaluating
 from bayesify.posterior import Posterior
 from bayesify.single_examples import Lengths, check_examples
 from bayesify.trunk import TOLERANCE, close
-from bayesify.types import Inputs, Readout
 from bayesify.weights.trace import call
 
 

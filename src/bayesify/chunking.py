@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from bayesify.batches import batch_size, first_example
+from bayesify.core.batches import batch_size, first_example
+from bayesify.core.streams import stream
+from bayesify.core.types import Inputs
 from bayesify.distributions.base import WeightDistribution
-from bayesify.streams import stream
-from bayesify.types import Inputs
 from bayesify.weights.named import weights_of
 from bayesify.weights.trace import trace
 

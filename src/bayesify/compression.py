@@ -3,13 +3,13 @@
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from bayesify.core.errors import OptionError, UnsupportedModelError
+from bayesify.core.streams import stream
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.shared_normal import SharedNormal
-from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.methods.codebook import share
 from bayesify.persistence import disk_bytes
 from bayesify.posterior import WeightPosterior
-from bayesify.streams import stream
 from bayesify.weights.named import buffers_of, weights_of
 
 MOST_CODES, MOST_OUTLIERS = 2**15, 0.5

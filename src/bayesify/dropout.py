@@ -29,15 +29,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesify.batches import batch_size, to_device
 from bayesify.checkpointing import no_checkpointing
+from bayesify.core.batches import batch_size, to_device
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.modes import attention_for_vmap, evaluating
+from bayesify.core.types import Inputs, Named, Readout
 from bayesify.distributions.particles import Particles
-from bayesify.errors import UnsupportedModelError
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Likelihood
-from bayesify.modes import attention_for_vmap, evaluating
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior, check_samples
-from bayesify.types import Inputs, Named, Readout
 from bayesify.weights.named import assign_, buffers_of, copied, count, weights_of
 from bayesify.weights.trace import call
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from bayesify.batches import batch_size, leaves_of, rows
-from bayesify.errors import DataError, OptionError, UnsupportedModelError
+from bayesify.core.batches import batch_size, leaves_of, rows
+from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
+from bayesify.core.types import Inputs
 from bayesify.trunk import Features, Trunk, close, refuse_gradients, stand_in
-from bayesify.types import Inputs
 from bayesify.weights.prefix import Place
 
 TOLERANCE = 1e-4

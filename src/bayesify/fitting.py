@@ -10,31 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesify.batches import first_example, split_batch, to_device
 from bayesify.callbacks import Callback
 from bayesify.certifying import CertifyingPart, cut
 from bayesify.checks import check_data, check_held_out
 from bayesify.chunking import can_vectorize
-from bayesify.clones import clone
+from bayesify.core.batches import first_example, split_batch, to_device
+from bayesify.core.clones import clone
+from bayesify.core.errors import OptionError, UnsupportedModelError
+from bayesify.core.isolation import lock_of
+from bayesify.core.modes import seeded
+from bayesify.core.options import to_json
+from bayesify.core.streams import stream
+from bayesify.core.types import Inputs, Named, Readout
+from bayesify.core.version import __version__
+from bayesify.core.wrappers import unwrap_parts_, unwrapped
 from bayesify.cost import CostMeter, FlopCounter
-from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
-from bayesify.isolation import lock_of
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.loading import Data, Passes, as_loader, is_augmented
 from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
-from bayesify.modes import seeded
-from bayesify.options import to_json
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
 from bayesify.rehearsal import in_words, step_on_smallest
 from bayesify.samplers import check_one_process, different, num_data
 from bayesify.soundness import check_sound
 from bayesify.starting import begun, phases_of
-from bayesify.streams import stream
-from bayesify.types import Inputs, Named, Readout
-from bayesify.version import __version__
 from bayesify.weights.named import assign_, weights_of
-from bayesify.wrappers import unwrap_parts_, unwrapped
 
 
 def fit(

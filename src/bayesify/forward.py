@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.func import grad, jvp
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bayesify.batches import bare, batch_axes, batch_size, rows
 from bayesify.calling import at_once, call_at, read_tensor
 from bayesify.checkpointing import check_error, check_graph, no_checkpointing
+from bayesify.core.batches import bare, batch_axes, batch_size, rows
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.isolation import Fresh
+from bayesify.core.modes import attention_for_vmap
+from bayesify.core.types import Draw, Inputs, Named, Readout
 from bayesify.distributions.base import WeightDistribution
-from bayesify.errors import UnsupportedModelError
 from bayesify.frozen import frozen_layers
-from bayesify.isolation import Fresh
-from bayesify.modes import attention_for_vmap
 from bayesify.numerics.noise import single_or_better
-from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.named import copied, count
 from bayesify.weights.noise_scope import OtherUseError, Scopes
 from bayesify.weights.structured import formed

@@ -21,14 +21,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp
 
-from bayesify.batches import to_device
+from bayesify.core.batches import to_device
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.modes import evaluating
+from bayesify.core.types import Inputs
 from bayesify.distributions.base import WeightDistribution, check_one_network
-from bayesify.errors import UnsupportedModelError
 from bayesify.forward import linearised_outputs
 from bayesify.likelihoods import Likelihood
-from bayesify.modes import evaluating
 from bayesify.posterior import WeightPosterior, check_samples
-from bayesify.types import Inputs
 from bayesify.weights.named import buffers_of
 
 

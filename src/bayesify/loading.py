@@ -19,9 +19,9 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from bayesify.batches import split_batch, tensors_of
+from bayesify.core.batches import split_batch, tensors_of
+from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.data.parts import Examples
-from bayesify.errors import DataError, OptionError, ShapeError
 from bayesify.samplers import known_indices
 
 Data = DataLoader[Any] | Dataset[Any] | tuple[Tensor, Tensor]

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayesify.core.types import Inputs, Readout
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.kl import kl_divergence
 from bayesify.forward import local_outputs, outputs, read_tensor
 from bayesify.likelihoods import Likelihood
 from bayesify.priors import Prior
-from bayesify.types import Inputs, Readout
 from bayesify.weights.noise_scope import Scopes
 
 

@@ -19,20 +19,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bayesify.core.errors import BayesifyError, LoadError, OptionError, UnsupportedModelError
+from bayesify.core.files import appearing, check_free, recover
+from bayesify.core.types import Named, Readout
+from bayesify.core.wrappers import bare_copy
 from bayesify.distributions import DISTRIBUTIONS
 from bayesify.dropout import DropoutPosterior
-from bayesify.errors import BayesifyError, LoadError, OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import LIKELIHOODS
 from bayesify.linearised import LinearisedPosterior
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
 from bayesify.priors import NormalPrior
 from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
-from bayesify.replacing import appearing, check_free, recover
-from bayesify.types import Named, Readout
 from bayesify.weights.held_rows import clear_held_rows_
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
-from bayesify.wrappers import bare_copy
 
 FORMAT = "bayesify posterior"
 FORMAT_VERSION = 4

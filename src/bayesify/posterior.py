@@ -11,21 +11,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesify.batches import tensors_of, to_device
 from bayesify.chunking import Footprint, can_vectorize, default_chunk_size
-from bayesify.clones import values_left
+from bayesify.core.batches import tensors_of, to_device
+from bayesify.core.clones import values_left
+from bayesify.core.errors import OptionError
+from bayesify.core.isolation import lock_of
+from bayesify.core.modes import evaluating
+from bayesify.core.streams import stream
+from bayesify.core.types import Inputs, Named, Readout
 from bayesify.distributions.base import WeightDistribution, check_one_network
 from bayesify.distributions.members import Members
-from bayesify.errors import OptionError
 from bayesify.forward import outputs, read_tensor
-from bayesify.isolation import lock_of
 from bayesify.likelihoods import Likelihood
-from bayesify.modes import evaluating
 from bayesify.predictive import Predictive
 from bayesify.priors import Prior
-from bayesify.streams import stream
 from bayesify.trunk import Trunk
-from bayesify.types import Inputs, Named, Readout
 from bayesify.weights.held_rows import held_rows
 from bayesify.weights.named import buffers_of, count, weights_of
 

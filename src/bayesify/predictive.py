@@ -21,11 +21,11 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
+from bayesify.core.types import Named
 from bayesify.numerics.crps import mixture_crps
 from bayesify.numerics.noise import widened
 from bayesify.numerics.softmax import entropy, log_softmax
-from bayesify.types import Named
 
 
 class Predictive(ABC):

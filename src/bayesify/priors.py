@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesify.errors import OptionError
-from bayesify.types import Named
+from bayesify.core.errors import OptionError
+from bayesify.core.types import Named
 from bayesify.weights.named import copied
 from bayesify.weights.store import Store
 

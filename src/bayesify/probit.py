@@ -23,16 +23,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesify.batches import to_device
+from bayesify.core.batches import to_device
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.modes import evaluating
+from bayesify.core.types import Inputs
 from bayesify.distributions.base import WeightDistribution, check_one_network
-from bayesify.errors import UnsupportedModelError
 from bayesify.forward import call_at
 from bayesify.likelihoods import Likelihood
 from bayesify.linearised import LinearisedPosterior
-from bayesify.modes import evaluating
 from bayesify.numerics.noise import widened
 from bayesify.posterior import WeightPosterior
-from bayesify.types import Inputs
 
 OF_LOGITS = ("classification", "multilabel")
 """Tasks whose outputs can be damped."""

@@ -6,13 +6,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from bayesify.batch_norm import averaging, batch_norms, statistics_of
-from bayesify.batches import split_batch, to_device
+from bayesify.core.batches import split_batch, to_device
+from bayesify.core.modes import seeded
+from bayesify.core.streams import stream
 from bayesify.distributions.members import Members
 from bayesify.forward import outputs
 from bayesify.loading import Data, as_loader
-from bayesify.modes import seeded
 from bayesify.posterior import WeightPosterior
-from bayesify.streams import stream
 from bayesify.weights.named import buffers_of
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from torch import nn
 from torch.random import fork_rng
 
-from bayesify.errors import BayesifyError, UnsupportedModelError
+from bayesify.core.errors import BayesifyError, UnsupportedModelError
 from bayesify.methods.base import Problem, Run
 
 

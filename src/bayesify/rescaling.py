@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-from bayesify.batches import split_batch, to_device
+from bayesify.core.batches import split_batch, to_device
+from bayesify.core.errors import DivergenceError, UnsupportedModelError
+from bayesify.core.modes import seeded
+from bayesify.core.streams import stream
+from bayesify.core.types import Inputs
 from bayesify.distributions.base import Scalable
-from bayesify.errors import DivergenceError, UnsupportedModelError
 from bayesify.loading import Data, as_loader
-from bayesify.modes import seeded
 from bayesify.posterior import WeightPosterior
-from bayesify.streams import stream
-from bayesify.types import Inputs
 
 RUNGS = 8
 """The ladder reaches from 2^-8 to 2^8."""

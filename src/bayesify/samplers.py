@@ -21,7 +21,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from bayesify.errors import DataError
+from bayesify.core.errors import DataError
 
 
 def check_one_process(loader: DataLoader[Any]) -> None:

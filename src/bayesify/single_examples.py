@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from bayesify.batches import Unbatched, batch_size, leaves_of, rows
-from bayesify.errors import BayesifyError, DataError
-from bayesify.modes import evaluating
-from bayesify.types import Inputs, Readout
+from bayesify.core.batches import Unbatched, batch_size, leaves_of, rows
+from bayesify.core.errors import BayesifyError, DataError
+from bayesify.core.modes import evaluating
+from bayesify.core.types import Inputs, Readout
 from bayesify.weights.trace import call
 
 TOLERANCE = {torch.float16: 1e-1, torch.bfloat16: 1e-1}

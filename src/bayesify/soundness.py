@@ -8,11 +8,11 @@ noise in all layers of a deep network with ten times that, so the bound is far f
 
 import torch
 
-from bayesify.batches import rows
-from bayesify.errors import DivergenceError
+from bayesify.core.batches import rows
+from bayesify.core.errors import DivergenceError
+from bayesify.core.types import Named
 from bayesify.methods.base import Problem
 from bayesify.posterior import Posterior, WeightPosterior
-from bayesify.types import Named
 
 ABSURD = 1000.0
 EXAMPLES = 16

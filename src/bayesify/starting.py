@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
+from bayesify.core.modes import evaluating, seeded
+from bayesify.core.types import Inputs
 from bayesify.methods.base import Method, Problem, TrainsNetwork
 from bayesify.methods.map import MAP
-from bayesify.modes import evaluating, seeded
-from bayesify.types import Inputs
 from bayesify.weights.trace import call
 
 AUTO = "auto"

@@ -1,10 +1,10 @@
 """Learning that goes on after the fit, from data that arrive: `resume(posterior, example)`."""
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
+from bayesify.core.options import from_json
+from bayesify.core.types import Inputs
 from bayesify.methods.base import Streaming, StreamRun
-from bayesify.options import from_json
 from bayesify.posterior import WeightPosterior
-from bayesify.types import Inputs
 
 
 def resume(posterior: WeightPosterior, example: Inputs) -> StreamRun:

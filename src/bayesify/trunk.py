@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from bayesify.batches import batch_size, rows, tensors_of
-from bayesify.errors import DataError, UnsupportedModelError
-from bayesify.isolation import writes_buffers
-from bayesify.modes import evaluating
-from bayesify.types import Inputs
+from bayesify.core.batches import batch_size, rows, tensors_of
+from bayesify.core.errors import DataError, UnsupportedModelError
+from bayesify.core.isolation import writes_buffers
+from bayesify.core.modes import evaluating
+from bayesify.core.types import Inputs
 from bayesify.weights.prefix import (
     Function,
     Operations,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from bayesify import MAP, WeightPosterior, fit, matching
 from bayesify.adapters import export_adapters, import_adapters
 from bayesify.adapters.layers import from_peft, keys_of, misfit, to_peft
+from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.distributions import LowRankParticles, MeanField
-from bayesify.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Categorical
 from bayesify.methods.bella import Bella

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bayesify.cli import main
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.models import build
 
 MODULE = """

@@ -1,7 +1,7 @@
 import pytest
 
 from bayesify.compare.aspects import ALL, Aspects
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.evaluation.robustness import Attacks
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from bayesify.compare import choices
 from bayesify.compare.choices import flat, grid, make, read_value
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.methods import METHODS
 from bayesify.methods.map import MAP
 from bayesify.weights.select import first_layer, last_layer, matching

@@ -1,7 +1,7 @@
 import pytest
 
 from bayesify.compare.likelihood import likelihood_of, typed
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.likelihoods import LIKELIHOOD_OF_TASK, LIKELIHOODS, Gaussian
 
 

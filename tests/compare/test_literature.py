@@ -1,7 +1,7 @@
 import pytest
 
 from bayesify.compare.literature import Literature, read_literature
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.report.records import check
 
 DATA = ("uci/boston.npz", "digits")

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from bayesify import models
 from bayesify.compare.aspects import Aspects
 from bayesify.compare.problems import arenas, build, cells, some_of, usable_device
-from bayesify.errors import DataError, LoadError, OptionError
+from bayesify.core.errors import DataError, LoadError, OptionError
 
 
 def identities(suite):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bayesify.compare.results import Results
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 
 RECORD = {
     "cell": "a",

@@ -12,9 +12,9 @@ from bayesify.compare.literature import Literature
 from bayesify.compare.problems import arenas, build
 from bayesify.compare.results import Results
 from bayesify.compare.run import Watcher, run
-from bayesify.errors import DivergenceError, OptionError
+from bayesify.core.errors import DivergenceError, OptionError
+from bayesify.core.options import from_json
 from bayesify.fitting import fit
-from bayesify.options import from_json
 from bayesify.report.groups import groups
 from bayesify.report.records import read
 

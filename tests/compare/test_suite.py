@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bayesify.compare.suite import DEFAULT_METHODS, Suite, entries, read
-from bayesify.errors import DataError, OptionError
+from bayesify.core.errors import DataError, OptionError
 from bayesify.methods import METHODS
 from bayesify.methods.map import MAP
 

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bayesify import forward
+from bayesify.core.types import Draw, Named
 from bayesify.distributions import DISTRIBUTIONS, WeightDistribution
 from bayesify.distributions.dense_normal import DenseNormal
 from bayesify.distributions.kl import CLOSED_FORMS, kl_divergence
@@ -22,7 +23,6 @@ from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
 from bayesify.distributions.shared_normal import SharedNormal
 from bayesify.priors import NormalPrior
-from bayesify.types import Draw, Named
 from bayesify.weights.coded import CodedTensor
 from bayesify.weights.named import buffers_of, copied, weights_of
 from bayesify.weights.structured import StructuredWeight

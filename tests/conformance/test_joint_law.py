@@ -15,12 +15,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bayesify import forward
+from bayesify.core.modes import attention_for_vmap
+from bayesify.core.types import Named
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.shared_normal import SharedNormal
-from bayesify.modes import attention_for_vmap
-from bayesify.types import Named
 from bayesify.weights.coded import CodedTensor
 from bayesify.weights.linear_maps import roles
 from bayesify.weights.named import weights_of

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 
 import bayesify
 from bayesify import METHODS, DropoutPosterior, Posterior, WeightPosterior, fit
-from bayesify.errors import OptionError, UnsupportedModelError
+from bayesify.core.errors import OptionError, UnsupportedModelError
+from bayesify.core.options import from_json, to_json
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesify.methods.base import Method
-from bayesify.options import from_json, to_json
 from bayesify.starting import AUTO, AUTO_METHOD
 from bayesify.weights.named import buffers_of, weights_of
 

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from bayesify import data
+from bayesify.core.errors import DataError, OptionError
 from bayesify.data.augment import CropAndFlip, crop
-from bayesify.errors import DataError, OptionError
 
 
 @pytest.fixture

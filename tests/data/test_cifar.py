@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bayesify import data
+from bayesify.core.errors import DataError
 from bayesify.data.cifar import CLASSES, read_batch
-from bayesify.errors import DataError
 
 
 def write_batch(path, *, count=20, start=0):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from bayesify.core.errors import DataError
 from bayesify.data.conform import conform
-from bayesify.errors import DataError
 
 
 def test_images_of_the_right_shape_stay_as_they_are():

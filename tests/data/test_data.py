@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bayesify import data
-from bayesify.errors import DataError, OptionError
+from bayesify.core.errors import DataError, OptionError
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
+from bayesify.core.errors import DataError
 from bayesify.data.encoding import Encoding
-from bayesify.errors import DataError
 
 TABLE = {
     "size": pd.Series([1.5, 2.0, 3.0]),

@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from bayesify import data
-from bayesify.errors import DataError
+from bayesify.core.errors import DataError
 
 
 def paint(path, *, mode="RGB", size=(12, 10), value=128, seed=0):

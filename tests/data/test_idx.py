@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bayesify import data
+from bayesify.core.errors import DataError
 from bayesify.data.idx import read_idx
-from bayesify.errors import DataError
 
 
 def idx(array):

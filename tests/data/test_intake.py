@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from bayesify import data
+from bayesify.core.errors import DataError
 from bayesify.data.intake import Intake
-from bayesify.errors import DataError
 
 
 def through_json(splits):

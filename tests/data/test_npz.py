@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bayesify import data
-from bayesify.errors import DataError, OptionError
+from bayesify.core.errors import DataError, OptionError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bayesify import data
-from bayesify.errors import DataError
+from bayesify.core.errors import DataError
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.distributions import kl_divergence as torch_kl
 from torch.nn import functional as F
 
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.types import Named
 from bayesify.distributions.kl import kl_divergence
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
 from bayesify.distributions.shared_normal import SharedNormal
-from bayesify.errors import UnsupportedModelError
 from bayesify.priors import NormalPrior
-from bayesify.types import Named
 from bayesify.weights.coded import CodedTensor
 
 

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bayesify.core.errors import OptionError, ShapeError
+from bayesify.core.types import Named
 from bayesify.distributions.kl import kl_divergence
 from bayesify.distributions.kronecker_normal import FIELDS, KroneckerNormal
-from bayesify.errors import OptionError, ShapeError
 from bayesify.priors import NormalPrior
-from bayesify.types import Named
 
 TAU = 0.7
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bayesify.core.errors import OptionError, ShapeError
+from bayesify.core.types import Named
 from bayesify.distributions.low_rank_normal import LowRankNormal
-from bayesify.errors import OptionError, ShapeError
-from bayesify.types import Named
 
 from ..zoo import NETS
 

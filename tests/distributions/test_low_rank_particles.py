@@ -7,10 +7,10 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from bayesify import WeightPosterior, forward, load, matching, save
+from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
+from bayesify.core.types import Named
 from bayesify.distributions.low_rank_particles import LowRankParticles
-from bayesify.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.likelihoods import Categorical
-from bayesify.types import Named
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import buffers_of, weights_of
 

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from bayesify import first_layer
+from bayesify.core.errors import OptionError, ShapeError, UnsupportedModelError
 from bayesify.distributions.mean_field import MeanField, inverse_softplus, magnitudes
-from bayesify.errors import OptionError, ShapeError, UnsupportedModelError
 from bayesify.weights.gaussian import GaussianWeight
 
 from ..zoo import NETS

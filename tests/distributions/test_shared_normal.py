@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from bayesify import WeightPosterior
+from bayesify.core.errors import OptionError, ShapeError, UnsupportedModelError
+from bayesify.core.types import Named
 from bayesify.distributions.base import Scalable
 from bayesify.distributions.shared_normal import LAWS, SharedNormal
-from bayesify.errors import OptionError, ShapeError, UnsupportedModelError
 from bayesify.likelihoods import Categorical
-from bayesify.types import Named
 from bayesify.weights.coded import CodedTensor
 from bayesify.weights.gaussian import GaussianWeight
 

@@ -1,12 +1,12 @@
 import torch
 
+from bayesify.core.types import Inputs
 from bayesify.predictive import (
     ClassPredictive,
     MultiLabelPredictive,
     Predictive,
     RegressionPredictive,
 )
-from bayesify.types import Inputs
 
 
 class LinearPosterior:

@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 from sklearn.calibration import calibration_curve
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from bayesify.errors import DataError, OptionError
+from bayesify.core.errors import DataError, OptionError
 from bayesify.evaluation.calibration import (
     adaptive_reliability,
     fit_temperature,

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import bayesify
 from bayesify.certifying import cut
-from bayesify.errors import DataError, OptionError, UnsupportedModelError
+from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.evaluation import certificates
 from bayesify.evaluation.certificates import sampled_risk
 from bayesify.numerics.pac_bayes import bernoulli_kl

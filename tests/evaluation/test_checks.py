@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bayesify.errors import DataError, ShapeError
+from bayesify.core.errors import DataError, ShapeError
 from bayesify.evaluation.checks import (
     check_classes,
     check_labels,

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_images
 from torch.nn import functional as F
 
-from bayesify.errors import DataError, OptionError, ShapeError
+from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt, families_for
 
 BLURS = ("gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur")

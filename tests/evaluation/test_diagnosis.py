@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import bayesify
-from bayesify.errors import OptionError, UnsupportedModelError
+from bayesify.core.errors import OptionError, UnsupportedModelError
+from bayesify.core.streams import stream
 from bayesify.evaluation.diagnosis import (
     Diagnosis,
     diagnose,
@@ -24,7 +25,6 @@ from bayesify.likelihoods import Gaussian
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.map import MAP
 from bayesify.models.mlp import mlp
-from bayesify.streams import stream
 from bayesify.weights.named import assign_
 
 QUICK = MAP(epochs=2)

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bayesify
 from bayesify import Categorical, Gaussian, MeanField, WeightPosterior, first_layer
+from bayesify.core.errors import DataError, OptionError, ShapeError, UnsupportedModelError
+from bayesify.core.streams import stream
 from bayesify.data.toy import two_moons
-from bayesify.errors import DataError, OptionError, ShapeError, UnsupportedModelError
 from bayesify.evaluation.far_away import confidence_along, far_away_limit, overconfidence
-from bayesify.streams import stream
 from bayesify.weights.structured import StructuredWeight
 
 from ..conformance.test_distributions import CASES

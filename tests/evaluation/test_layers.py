@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayesify.errors import OptionError, UnsupportedModelError
+from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.evaluation.layers import (
     layers_of,
     redrawable_layers,

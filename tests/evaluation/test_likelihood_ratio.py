@@ -5,7 +5,7 @@ import torch
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from bayesify.errors import DataError, OptionError, ShapeError
+from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.evaluation.likelihood_ratio import (
     balanced_halves,
     likelihood_ratio,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 import bayesify
-from bayesify.errors import DataError, OptionError
+from bayesify.core.errors import DataError, OptionError
 from bayesify.evaluation.membership import (
     attack_auc,
     attack_auc_se,

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import (
     multiclass_calibration_error,
 )
 
-from bayesify.errors import BayesifyError
+from bayesify.core.errors import BayesifyError
 from bayesify.evaluation.metrics import (
     METRICS,
     accuracy,

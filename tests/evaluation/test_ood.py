@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-from bayesify.errors import DataError, ShapeError
+from bayesify.core.errors import DataError, ShapeError
 from bayesify.evaluation.ood import (
     aupr,
     auroc,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bayesify.errors import DataError, LoadError, ShapeError
+from bayesify.core.errors import DataError, LoadError, ShapeError
 from bayesify.evaluation.predictions import (
     Predictions,
     collect,

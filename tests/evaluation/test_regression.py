@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from bayesify.errors import DataError, OptionError
+from bayesify.core.errors import DataError, OptionError
 from bayesify.evaluation.regression import (
     LEVELS,
     interval_calibration,

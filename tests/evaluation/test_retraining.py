@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bayesify
-from bayesify.errors import DataError, OptionError, ShapeError
+from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.evaluation import retraining
 from bayesify.evaluation.retraining import InEvalMode, Retraining
 from bayesify.likelihoods import Gaussian

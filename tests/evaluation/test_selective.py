@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayesify.errors import DataError, ShapeError
+from bayesify.core.errors import DataError, ShapeError
 from bayesify.evaluation.selective import risk_coverage, selective_risk
 
 

@@ -9,10 +9,16 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bayesify
-from bayesify.errors import DataError, LoadError, OptionError, ShapeError, UnsupportedModelError
+from bayesify.core.errors import (
+    DataError,
+    LoadError,
+    OptionError,
+    ShapeError,
+    UnsupportedModelError,
+)
+from bayesify.core.streams import stream
 from bayesify.evaluation.likelihood_ratio import likelihood_ratio_findings, true_class_logits
 from bayesify.evaluation.shadow import Shadows, shadow_attack
-from bayesify.streams import stream
 
 FOUR = Shadows(count=4)
 QUICK = bayesify.MAP(epochs=1)

@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 import bayesify
+from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.data.parts import Normalise
-from bayesify.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.evaluation.corruptions import corrupt, families_for
 from bayesify.evaluation.evaluate import evaluate
 from bayesify.evaluation.shift import Corruptions, shift

@@ -6,7 +6,7 @@ from scipy.special import log_softmax
 from torch import nn
 
 from bayesify import Gaussian, MeanField, Particles, WeightPosterior, temperature_scaled
-from bayesify.errors import UnsupportedModelError
+from bayesify.core.errors import UnsupportedModelError
 from bayesify.likelihoods import Categorical
 
 

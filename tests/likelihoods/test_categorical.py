@@ -5,7 +5,7 @@ import torch
 from torch import distributions as D
 from torch.nn import functional as F
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.likelihoods import Categorical
 
 LABELS = torch.tensor([0, 2, 1, 2])

@@ -6,7 +6,7 @@ import torch
 from torch import distributions as D
 from torch.nn import functional as F
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.likelihoods import Gaussian
 from bayesify.likelihoods.gaussian import MIN_VARIANCE
 

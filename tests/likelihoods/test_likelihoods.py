@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bayesify.errors import DataError, OptionError, ShapeError
+from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.likelihoods import (
     LIKELIHOOD_OF_TASK,
     LIKELIHOODS,

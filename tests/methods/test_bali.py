@@ -21,17 +21,17 @@ from bayesify import (
     last_layer,
     matching,
 )
-from bayesify.data import splits
-from bayesify.errors import (
+from bayesify.core.errors import (
     DivergenceError,
     OptionError,
     UnsupportedLayerError,
     UnsupportedModelError,
 )
+from bayesify.core.types import Inputs
+from bayesify.data import splits
 from bayesify.forward import read_tensor
 from bayesify.methods.base import Problem
 from bayesify.numerics.layer_regression import LayerRegression
-from bayesify.types import Inputs
 
 from ..zoo import NETS, TransformerNet
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from bayesify.core.types import Named
 from bayesify.distributions.shared_normal import LAWS, SharedNormal
 from bayesify.methods import codebook
 from bayesify.methods.codebook import share
 from bayesify.methods.merging import MergeLimits
 from bayesify.methods.sharing import Source, quantisation_error
-from bayesify.types import Named
 
 
 def toy() -> tuple[Named, Named]:

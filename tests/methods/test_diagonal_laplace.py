@@ -14,8 +14,8 @@ from bayesify import (
     first_layer,
     fit,
 )
+from bayesify.core.errors import DivergenceError, OptionError, UnsupportedModelError
 from bayesify.distributions.mean_field import MeanField
-from bayesify.errors import DivergenceError, OptionError, UnsupportedModelError
 from bayesify.weights.named import weights_of
 
 from ..zoo import NETS, BranchingNet, Pairs

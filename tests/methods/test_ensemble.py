@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from bayesify import MAP, Ensemble, OptionError, fit, forward
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.options import from_json, register, to_json
 from bayesify.distributions.particles import Particles
-from bayesify.errors import UnsupportedModelError
 from bayesify.methods.fresh import fresh_starts
 from bayesify.methods.member_training import Training, train_members
-from bayesify.options import from_json, register, to_json
 
 from ..zoo import NETS
 

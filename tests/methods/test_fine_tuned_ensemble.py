@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bayesify import MAP, FineTunedEnsemble, Gaussian, fit
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.methods.base import Problem
 from bayesify.methods.fine_tuned_ensemble import OneByOne
 from bayesify.posterior import WeightPosterior

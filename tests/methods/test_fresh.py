@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayesify.errors import UnsupportedModelError
+from bayesify.core.errors import UnsupportedModelError
 from bayesify.methods.fresh import fresh_starts, fresh_weights
 
 from ..zoo import NETS

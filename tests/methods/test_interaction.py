@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bayesify.core.errors import OptionError
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.particles import Particles
-from bayesify.errors import OptionError
 from bayesify.likelihoods import Categorical
 from bayesify.methods.interaction import clip_members_, svgd_
 from bayesify.numerics.kernels import median_bandwidth

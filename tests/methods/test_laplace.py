@@ -12,16 +12,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bayesify
 from bayesify import MAP, WeightPosterior, all_weights, fit, last_layer, matching
-from bayesify.distributions.base import WeightDistribution
-from bayesify.distributions.dense_normal import DenseNormal
-from bayesify.distributions.kronecker_normal import KroneckerNormal
-from bayesify.distributions.mean_field import MeanField
-from bayesify.errors import (
+from bayesify.core.errors import (
     DivergenceError,
     OptionError,
     UnsupportedLayerError,
     UnsupportedModelError,
 )
+from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.dense_normal import DenseNormal
+from bayesify.distributions.kronecker_normal import KroneckerNormal
+from bayesify.distributions.mean_field import MeanField
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesify.linearised import LinearisedPosterior
 from bayesify.methods import laplace_torch

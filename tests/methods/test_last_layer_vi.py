@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from bayesify import MAP, Gaussian, LastLayerVI, MeanFieldVI, fit, last_layer
+from bayesify.core.options import from_json, to_json
 from bayesify.cost import FlopCounter
-from bayesify.options import from_json, to_json
 
 from ..zoo import NETS
 

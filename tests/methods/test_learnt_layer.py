@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bayesify.core.errors import UnsupportedModelError
 from bayesify.distributions.matrix_normal import Layer
-from bayesify.errors import UnsupportedModelError
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.weights.linear_maps import LinearMap

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from bayesify import MAP, Gaussian, WeightPosterior, fit
+from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.dropout import DropoutPosterior
-from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.methods.mc_dropout import MCDropout
 
 

@@ -13,16 +13,16 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from bayesify import Bella, fit, forward, matching
+from bayesify.core.errors import DataError, UnsupportedModelError
+from bayesify.core.types import Where
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.particles import Particles
-from bayesify.errors import DataError, UnsupportedModelError
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesify.likelihoods.base import Likelihood
 from bayesify.methods.base import GradientRun, Problem
 from bayesify.methods.interaction import svgd_
 from bayesify.methods.member_training import LIKELIHOOD_RATE, Training, train_members
 from bayesify.numerics.kernels import median_bandwidth
-from bayesify.types import Where
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import buffers_of, weights_of
 from bayesify.weights.select import all_weights

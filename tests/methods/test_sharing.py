@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from bayesify.core.types import Named
 from bayesify.distributions.shared_normal import SharedNormal
 from bayesify.methods.sharing import (
     BLENDED,
@@ -18,7 +19,6 @@ from bayesify.methods.sharing import (
     top,
 )
 from bayesify.numerics.mixture import Mixture, fit_mixture
-from bayesify.types import Named
 from bayesify.weights.coded import CodedTensor
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bayesify import Categorical, Ensemble, MeanField, Particles, WeightPosterior, fit
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.methods.starts import starts
 from bayesify.weights.named import buffers_of, weights_of
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from bayesify import MAP, STF, MeanFieldVI, first_layer, fit
-from bayesify.options import from_json, to_json
+from bayesify.core.options import from_json, to_json
 
 from ..zoo import NETS
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesify import MAP, SVGD, Ensemble, Gaussian, fit
-from bayesify.errors import OptionError, UnsupportedModelError
+from bayesify.core.errors import OptionError, UnsupportedModelError
 
 from ..zoo import NETS
 

@@ -20,11 +20,11 @@ from bayesify import (
     recalibrated,
     rescaled,
 )
+from bayesify.core.errors import DivergenceError, OptionError, UnsupportedModelError
+from bayesify.core.types import Named
 from bayesify.distributions.low_rank_normal import LowRankNormal
-from bayesify.errors import DivergenceError, OptionError, UnsupportedModelError
 from bayesify.methods.swag import Iterates
 from bayesify.rescaling import times
-from bayesify.types import Named
 from bayesify.weights.named import buffers_of, copied, weights_of
 
 from ..zoo import NETS

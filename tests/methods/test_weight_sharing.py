@@ -20,15 +20,15 @@ from bayesify import (
     matrices,
     save,
 )
+from bayesify.core.errors import OptionError, UnsupportedModelError
+from bayesify.core.options import from_json, to_json
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.shared_normal import LAWS, SharedNormal
-from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.methods import weight_sharing
 from bayesify.methods.base import Problem
 from bayesify.methods.codebook import share
 from bayesify.methods.sharing import Source
 from bayesify.methods.weight_sharing import SharingRun, accumulated_gradient
-from bayesify.options import from_json, to_json
 from bayesify.weights.named import weights_of
 
 from ..zoo import NETS, TiedNet

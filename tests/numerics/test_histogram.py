@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayesify.errors import DataError, OptionError, ShapeError
+from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.numerics import histogram as module
 from bayesify.numerics.histogram import Histogram, symmetric_matrices
 

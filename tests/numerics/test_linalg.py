@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bayesify.errors import BayesifyError, NotPositiveDefiniteError
+from bayesify.core.errors import BayesifyError, NotPositiveDefiniteError
 from bayesify.numerics.linalg import JITTER, cholesky, cholesky_or_flag, log_determinant
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from bayesify.errors import NotPositiveDefiniteError
+from bayesify.core.errors import NotPositiveDefiniteError
 from bayesify.numerics import linear_regression as regression
 from bayesify.numerics.linear_regression import NaturalParameters
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from bayesify.errors import DataError, OptionError
+from bayesify.core.errors import DataError, OptionError
 from bayesify.numerics.histogram import Histogram
 from bayesify.numerics.mixture import Mixture, assign, bic, fit_mixture, log_likelihood
 from bayesify.numerics.wasserstein import squared_wasserstein

@@ -9,7 +9,7 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import rel_entr
 from scipy.stats import binom
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.numerics.pac_bayes import (
     LAMS,
     bernoulli_kl,

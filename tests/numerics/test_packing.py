@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bayesify.errors import LoadError, OptionError
+from bayesify.core.errors import LoadError, OptionError
 from bayesify.numerics import packing
 from bayesify.numerics.packing import (
     PackedPositions,

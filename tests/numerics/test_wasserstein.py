@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.numerics import wasserstein
 from bayesify.numerics.wasserstein import merged, squared_wasserstein, squared_wasserstein_pairs
 

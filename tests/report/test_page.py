@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bayesify.errors import DataError
+from bayesify.core.errors import DataError
 from bayesify.report.groups import groups
 from bayesify.report.page import command, render, write
 

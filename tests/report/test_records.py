@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from bayesify.errors import DataError
+from bayesify.core.errors import DataError
 from bayesify.report.records import read, read_all
 
 from .fake import published, records

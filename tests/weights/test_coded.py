@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayesify.errors import ShapeError
+from bayesify.core.errors import ShapeError
 from bayesify.weights.coded import CodedTensor
 
 SHAPES = [(), (1,), (7,), (4, 5), (3, 2, 2, 3)]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from bayesify.errors import UnsupportedModelError
+from bayesify.core.errors import UnsupportedModelError
 from bayesify.weights.named import (
     assign_,
     buffers_of,

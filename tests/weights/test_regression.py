@@ -12,7 +12,7 @@ from torch.func import jacrev
 from torch.nn import functional as F
 
 from bayesify import forward
-from bayesify.types import Draw, Named
+from bayesify.core.types import Draw, Named
 from bayesify.weights import regression
 from bayesify.weights.linear_maps import LinearMap
 from bayesify.weights.noise_scope import NoiseScope

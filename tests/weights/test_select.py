@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from bayesify import all_weights, first_layer, last_layer, matching, matrices, models
-from bayesify.errors import OptionError, UnsupportedModelError
-from bayesify.options import from_json, to_json
+from bayesify.core.errors import OptionError, UnsupportedModelError
+from bayesify.core.options import from_json, to_json
 from bayesify.weights.select import where_from_text
 
 from ..zoo import NETS

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bayesify.errors import UnsupportedModelError
+from bayesify.core.errors import UnsupportedModelError
 from bayesify.weights.store import Store, part
 
 

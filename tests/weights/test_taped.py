@@ -4,8 +4,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesify import forward
-from bayesify.errors import UnsupportedModelError
-from bayesify.types import Named
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.types import Named
 from bayesify.weights.gaussian import GaussianWeight
 from bayesify.weights.taped import Tape, TapedWeight
 

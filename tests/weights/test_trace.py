@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayesify.errors import UnsupportedModelError
+from bayesify.core.errors import UnsupportedModelError
 from bayesify.weights.trace import call_arguments, execution_order, trace
 
 from ..zoo import NETS

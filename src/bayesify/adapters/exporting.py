@@ -32,11 +32,11 @@ from bayesify.adapters.layers import (
     owner_of,
     to_peft,
 )
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.files import appearing, check_free
+from bayesify.core.types import Named
 from bayesify.distributions import LowRankParticles
-from bayesify.errors import UnsupportedModelError
 from bayesify.posterior import Posterior, WeightPosterior
-from bayesify.replacing import appearing, check_free
-from bayesify.types import Named
 from bayesify.weights.named import weights_of
 
 INSIDE = ("base_layer", "lora_A", "lora_B", "lora_A.default", "lora_B.default")

@@ -26,14 +26,14 @@ from bayesify.adapters.layers import (
     misfit,
     to_peft,
 )
-from bayesify.clones import clone
+from bayesify.core.clones import clone
+from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
+from bayesify.core.types import Named, Readout
 from bayesify.distributions import LowRankParticles
-from bayesify.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.numerics.noise import single_or_better
 from bayesify.posterior import WeightPosterior
-from bayesify.types import Named, Readout
 from bayesify.weights.named import buffers_of, stacked, weights_of
 
 OTHER_KINDS = (
@@ -76,7 +76,7 @@ def import_adapters(
     Example:
         >>> import_adapters(nn.Sequential(nn.Linear(20, 4)), ["lora/seed_0", "lora/seed_1"])
         Traceback (most recent call last):
-        bayesify.errors.LoadError: lora/seed_0 holds no adapter (adapter_config.json is missing)...
+        bayesify.core.errors.LoadError: lora/seed_0 holds no adapter (adapter_config.json is missing)...
     """
     if isinstance(paths, str | Path) or not paths:
         raise OptionError(f"paths={paths!r}: expected a list of folders, one for each member.")

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from bayesify.errors import BayesifyError
+from bayesify.core.errors import BayesifyError
 
 USER_ERROR, INTERRUPTED = 2, 130
 

@@ -8,8 +8,8 @@ import typer
 from bayesify.cli import flags
 from bayesify.cli.flags import DATA, HOW, JUDGE, MODEL, OUTPUT, flag
 from bayesify.compare.suite import DEFAULT_METHODS
+from bayesify.core.version import __version__
 from bayesify.methods import METHODS
-from bayesify.version import __version__
 
 SEVERAL = " Commas between several."
 

@@ -15,9 +15,9 @@ from bayesify.compare.aspects import ASPECTS
 from bayesify.compare.choices import near
 from bayesify.compare.run import Outcome, run
 from bayesify.compare.suite import DEFAULT_METHODS, SCALED, Suite, entries, read
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
+from bayesify.core.options import to_json
 from bayesify.methods import METHODS
-from bayesify.options import to_json
 from bayesify.report import records
 from bayesify.report.page import write
 

@@ -9,7 +9,7 @@ from bayesify.cli.fitting import check_out
 from bayesify.cli.saved import named_models, open_run, own
 from bayesify.compare.results import set_aside
 from bayesify.compression import Sizes, compressed
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.persistence import disk_bytes, save
 from bayesify.posterior import WeightPosterior
 

@@ -16,11 +16,11 @@ from torch import nn
 
 from bayesify.cli.comparing import listed
 from bayesify.cli.saved import named_models, open_run
-from bayesify.clones import clone
 from bayesify.compare.problems import usable_device
+from bayesify.core.clones import clone
+from bayesify.core.errors import OptionError
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.dropout import DropoutPosterior
-from bayesify.errors import OptionError
 from bayesify.evaluation.diagnosis import Diagnosis
 from bayesify.evaluation.diagnosis import diagnose as diagnosis_of
 from bayesify.methods.map import MAP

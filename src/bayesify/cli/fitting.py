@@ -14,15 +14,15 @@ from bayesify.cli.settings import assignments
 from bayesify.compare.choices import make
 from bayesify.compare.problems import check_certifiable, usable_device
 from bayesify.compare.results import set_aside
+from bayesify.core.errors import OptionError
+from bayesify.core.files import recover
+from bayesify.core.options import to_json
 from bayesify.data.parts import VALIDATION_SHARE
-from bayesify.errors import OptionError
 from bayesify.evaluation.evaluate import evaluate
 from bayesify.fitting import fit as fit_posterior
 from bayesify.likelihoods import LIKELIHOOD_OF_TASK
-from bayesify.options import to_json
 from bayesify.persistence import is_posterior, save
 from bayesify.progress import ProgressBar
-from bayesify.replacing import recover
 
 
 def fit(

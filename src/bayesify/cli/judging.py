@@ -17,7 +17,7 @@ from bayesify.compare.judging import Judge
 from bayesify.compare.measure import cost
 from bayesify.compare.problems import usable_device
 from bayesify.compare.results import Results
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.evaluation.evaluate import Evaluation
 from bayesify.fitting import versions
 from bayesify.methods import METHODS

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from bayesify.cli.saved import Notes, named_models, open_run
 from bayesify.compare.problems import usable_device
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
+from bayesify.core.types import Named
 from bayesify.evaluation.predictions import collect_unlabelled
 from bayesify.loading import as_loader
-from bayesify.types import Named
 
 Row = dict[str, Any]
 

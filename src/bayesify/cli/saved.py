@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from bayesify import data, models
+from bayesify.core.errors import DataError, LoadError, OptionError
 from bayesify.data.intake import Intake
 from bayesify.data.parts import Examples, Splits
 from bayesify.dropout import DropoutPosterior
-from bayesify.errors import DataError, LoadError, OptionError
 from bayesify.persistence import disk_bytes, load, read_manifest
 from bayesify.posterior import WeightPosterior
 

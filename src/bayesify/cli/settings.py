@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 
 
 def assignments(texts: Iterable[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.report import records
 from bayesify.report.groups import groups
 from bayesify.report.page import write

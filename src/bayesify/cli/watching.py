@@ -7,7 +7,7 @@ from rich.console import Console
 from bayesify.callbacks import Callback
 from bayesify.compare.cell import Cell
 from bayesify.compare.run import Watcher
-from bayesify.errors import BayesifyError
+from bayesify.core.errors import BayesifyError
 from bayesify.progress import BatchCounter, ProgressBar
 from bayesify.report.records import Record
 

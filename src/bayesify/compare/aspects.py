@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from bayesify.compare.choices import near, with_options
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 
 ASPECTS = ("attacks", "corruptions", "membership", "certificates", "far-away", "shadows")
 ALL = ("attacks", "corruptions", "membership", "certificates", "far-away")

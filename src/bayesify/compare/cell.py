@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bayesify.compare.suite import Entry
-from bayesify.options import to_json
+from bayesify.core.options import to_json
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from difflib import get_close_matches
 from types import NoneType
 from typing import Any, Literal
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
+from bayesify.core.types import Where
 from bayesify.methods import METHODS
 from bayesify.methods.base import Method
 from bayesify.starting import AUTO, AUTO_METHOD
-from bayesify.types import Where
 from bayesify.weights.select import where_from_text
 
 Options = Mapping[str, Any]

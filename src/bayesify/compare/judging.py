@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from bayesify.compare.aspects import Aspects
+from bayesify.core.errors import UnsupportedModelError
 from bayesify.data.parts import Examples, Splits
-from bayesify.errors import UnsupportedModelError
 from bayesify.evaluation.evaluate import Evaluation, evaluate
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bayesify.compare.choices import near, read_as
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.likelihoods import LIKELIHOOD_OF_TASK, LIKELIHOODS, Likelihood
 
 STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

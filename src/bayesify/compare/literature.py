@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bayesify.compare.choices import near
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.report.columns import METRICS
 from bayesify.report.records import Record
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesify.core.errors import BayesifyError, UnsupportedModelError
 from bayesify.cost import FlopCounter
-from bayesify.errors import BayesifyError, UnsupportedModelError
 from bayesify.fitting import fit
 from bayesify.likelihoods import Likelihood
 from bayesify.loading import Data

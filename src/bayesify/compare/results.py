@@ -9,7 +9,7 @@ import tempfile
 from itertools import count
 from pathlib import Path
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.report.records import Record, read
 
 FILE = "results.jsonl"

@@ -21,13 +21,13 @@ from bayesify.compare.measure import (
 from bayesify.compare.problems import Arena, arenas, build, cells, some_of
 from bayesify.compare.results import Results
 from bayesify.compare.suite import Suite
+from bayesify.core.errors import BayesifyError, UnsupportedModelError
+from bayesify.core.options import to_json
 from bayesify.cost import CostMeter
-from bayesify.errors import BayesifyError, UnsupportedModelError
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.temperature import temperature_scaled
 from bayesify.fitting import fit, versions
 from bayesify.likelihoods import Likelihood
-from bayesify.options import to_json
 from bayesify.posterior import Posterior
 from bayesify.report.records import Record
 

@@ -28,9 +28,9 @@ from typing import Any, Literal
 from bayesify.compare.aspects import ASPECTS, Aspects
 from bayesify.compare.choices import combinations, flat, grid, near
 from bayesify.compare.literature import Literature, read_literature
+from bayesify.core.errors import DataError, OptionError
 from bayesify.data import check_validation_share
 from bayesify.data.parts import VALIDATION_SHARE
-from bayesify.errors import DataError, OptionError
 from bayesify.methods import METHODS
 from bayesify.methods.base import Method
 from bayesify.methods.map import MAP

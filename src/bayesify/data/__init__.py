@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bayesify.core.errors import DataError, OptionError
 from bayesify.data.augment import augmented
 from bayesify.data.parts import VALIDATION_SHARE, Examples, Normalise, Splits
 from bayesify.data.raw import Raw, Request
 from bayesify.data.sources import KINDS, SOURCES, find_path, locate, missing
-from bayesify.errors import DataError, OptionError
 
 __all__ = [
     "Availability",

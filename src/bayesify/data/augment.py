@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bayesify.core.errors import DataError, OptionError
 from bayesify.data.parts import Splits
-from bayesify.errors import DataError, OptionError
 
 
 def augmented(splits: Splits, *, padding: int = 4, flip: bool = True) -> Splits:

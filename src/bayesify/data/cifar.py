@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayesify.core.errors import DataError
 from bayesify.data.parts import Normalise
 from bayesify.data.raw import Raw, Request
-from bayesify.errors import DataError
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer",

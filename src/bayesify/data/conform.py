@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bayesify.core.errors import DataError
 from bayesify.data.parts import is_image_shape, unit
-from bayesify.errors import DataError
 
 _CHUNK = 1000  # images in float at a time
 

@@ -8,6 +8,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from bayesify.core.errors import DataError
 from bayesify.data.parts import (
     VALIDATION_SHARE,
     Examples,
@@ -17,7 +18,6 @@ from bayesify.data.parts import (
     unit,
 )
 from bayesify.data.raw import Raw
-from bayesify.errors import DataError
 
 TEST_SHARE = 0.2
 

@@ -10,7 +10,7 @@ import torch
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from torch import Tensor
 
-from bayesify.errors import DataError
+from bayesify.core.errors import DataError
 
 MOST_TEXTS = 1000
 

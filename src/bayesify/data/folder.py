@@ -13,8 +13,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from bayesify.core.errors import DataError
 from bayesify.data.raw import Raw, Request
-from bayesify.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 _GREY = ("1", "L", "LA")

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bayesify.core.errors import DataError
 from bayesify.data.raw import Raw, Request
 from bayesify.data.sources import present
-from bayesify.errors import DataError
 
 FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",

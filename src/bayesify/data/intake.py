@@ -8,11 +8,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from bayesify.core.errors import DataError
 from bayesify.data import folder, npz, table
 from bayesify.data.conform import conform
 from bayesify.data.encoding import Encoding
 from bayesify.data.parts import Normalise, Splits, is_image_shape
-from bayesify.errors import DataError
 from bayesify.weights.named import dtype_named
 
 

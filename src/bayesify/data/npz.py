@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayesify.core.errors import DataError, OptionError
 from bayesify.data.raw import Raw, Request
-from bayesify.errors import DataError, OptionError
 
 PARTS = ("x_train", "y_train", "x_test", "y_test")
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Optional, Self
 import torch
 from torch import Tensor
 
+from bayesify.core.errors import DataError
 from bayesify.data.parts import Normalise
-from bayesify.errors import DataError
 
 if TYPE_CHECKING:  # pandas is for tables only
     from bayesify.data.encoding import Encoding

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bayesify.errors import DataError
+from bayesify.core.errors import DataError
 
 ENVIRONMENT = "BAYESIFY_DATA"
 

@@ -16,9 +16,9 @@ import torch
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from torch import Tensor
 
+from bayesify.core.errors import DataError
 from bayesify.data.encoding import Encoding, is_text
 from bayesify.data.raw import Raw, Request
-from bayesify.errors import DataError
 
 MOST_CLASSES = 20
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from bayesify.errors import OptionError
-from bayesify.types import Draw, Named
+from bayesify.core.errors import OptionError
+from bayesify.core.types import Draw, Named
 from bayesify.weights.noise_scope import Scopes
 
 Q = TypeVar("Q", bound="WeightDistribution")

@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.types import Named
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.dense_normal import DenseNormal
 from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.shared_normal import SharedNormal
-from bayesify.errors import UnsupportedModelError
 from bayesify.numerics.linalg import log_determinant
 from bayesify.priors import NormalPrior, Prior
-from bayesify.types import Named
 
 
 def kl_divergence(q: WeightDistribution, prior: Prior) -> Float[Tensor, ""]:

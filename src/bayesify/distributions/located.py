@@ -1,7 +1,7 @@
 """What normal distributions around a mean of each weight have in common."""
 
+from bayesify.core.types import Named
 from bayesify.distributions.base import WeightDistribution
-from bayesify.types import Named
 from bayesify.weights.named import copied
 from bayesify.weights.store import Store
 

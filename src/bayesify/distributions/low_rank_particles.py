@@ -16,11 +16,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from bayesify.core.errors import OptionError, UnsupportedModelError
+from bayesify.core.types import Draw, Inputs, Named, Where
 from bayesify.distributions.members import Members
-from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.numerics.kernels import Coordinates, DenseCoordinates, ProductCoordinates
 from bayesify.numerics.noise import single_or_better, standard_normal
-from bayesify.types import Draw, Inputs, Named, Where
 from bayesify.weights.held_rows import held_rows
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import buffers_of, copied, weights_of

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bayesify.core.errors import ShapeError
+from bayesify.core.types import Named
 from bayesify.distributions.base import WeightDistribution
-from bayesify.errors import ShapeError
 from bayesify.numerics.matrix_normal import draw
 from bayesify.numerics.noise import standard_normal_rows
-from bayesify.types import Named
 from bayesify.weights.named import copied
 from bayesify.weights.store import Store, part
 

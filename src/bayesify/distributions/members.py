@@ -7,8 +7,8 @@ from typing import Self
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bayesify.core.types import Draw, Named
 from bayesify.distributions.base import WeightDistribution
-from bayesify.types import Draw, Named
 
 
 class Members(WeightDistribution):

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesify.errors import LoadError
+from bayesify.core.errors import LoadError
+from bayesify.core.types import Named
 from bayesify.numerics.packing import (
     PackedPositions,
     bits_for,
@@ -24,7 +25,6 @@ from bayesify.numerics.packing import (
     unpack,
     unpack_positions,
 )
-from bayesify.types import Named
 from bayesify.weights.named import dtype_named
 
 NUMBERS = ("loc", "log_scale", "own_loc", "own_log_scale", "spread")

@@ -27,11 +27,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bayesify.core.errors import (
+    BayesifyError,
+    LoadError,
+    OptionError,
+    ShapeError,
+    UnsupportedModelError,
+)
+from bayesify.core.types import Named
 from bayesify.distributions.base import WeightDistribution, check_factor
 from bayesify.distributions.packed_normal import pack_state, unpack_state
-from bayesify.errors import BayesifyError, LoadError, OptionError, ShapeError, UnsupportedModelError
 from bayesify.numerics.noise import standard_normal_rows
-from bayesify.types import Named
 from bayesify.weights.coded import CodedTensor
 from bayesify.weights.gaussian import gaussian_weights
 from bayesify.weights.noise_scope import Scopes

@@ -25,12 +25,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bayesify.core.errors import DataError, OptionError, ShapeError
+from bayesify.core.streams import stream
+from bayesify.core.types import Inputs
 from bayesify.data.parts import Normalise
-from bayesify.errors import DataError, OptionError, ShapeError
 from bayesify.evaluation.slope import PRECISIONS, Slope
 from bayesify.posterior import Posterior
-from bayesify.streams import stream
-from bayesify.types import Inputs
 
 NORMS = ("linf", "l2")
 

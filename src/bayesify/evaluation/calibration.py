@@ -22,7 +22,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayesify.errors import DataError, OptionError
+from bayesify.core.errors import DataError, OptionError
 from bayesify.evaluation.checks import check_classes, check_labels
 
 DEFAULT_BINS = 15

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from bayesify.batches import split_batch, to_device
 from bayesify.certifying import CertifyingPart, count, in_order
+from bayesify.core.batches import split_batch, to_device
+from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
+from bayesify.core.streams import stream
 from bayesify.distributions.kl import has_density, kl_divergence
-from bayesify.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.evaluation.findings import Findings
 from bayesify.likelihoods import Categorical
 from bayesify.loading import Data, as_loader, subset
@@ -33,7 +34,6 @@ from bayesify.numerics.pac_bayes import (
 )
 from bayesify.posterior import Posterior, WeightPosterior
 from bayesify.priors import Prior
-from bayesify.streams import stream
 
 
 @dataclass(frozen=True)

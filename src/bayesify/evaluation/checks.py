@@ -7,7 +7,7 @@ refused here rather than turned into something.
 import torch
 from torch import Tensor
 
-from bayesify.errors import DataError, ShapeError
+from bayesify.core.errors import DataError, ShapeError
 
 SUM_TOLERANCE = 1e-2
 """Wide enough for bfloat16 probabilities, far too narrow for logits."""

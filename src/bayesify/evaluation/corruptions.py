@@ -31,7 +31,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayesify.errors import DataError, OptionError, ShapeError
+from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.evaluation.draws import Draws
 
 Images = Float[Tensor, "batch channels height width"]

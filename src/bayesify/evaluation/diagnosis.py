@@ -31,7 +31,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
+from bayesify.core.streams import stream
+from bayesify.core.types import Named, Readout
 from bayesify.evaluation.layers import layers_of, redrawable_layers, selector_of, varying_inputs
 from bayesify.evaluation.metrics import accuracy, label_accuracy, mean_nll, rmse
 from bayesify.evaluation.predictions import Predictions
@@ -42,8 +44,6 @@ from bayesify.loading import Data
 from bayesify.methods.base import Method
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.map import MAP
-from bayesify.streams import stream
-from bayesify.types import Named, Readout
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import Matching
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from bayesify.checks import check_labelled
+from bayesify.core.errors import ShapeError, UnsupportedModelError
 from bayesify.data.parts import Examples, Normalise, is_image_shape
-from bayesify.errors import ShapeError, UnsupportedModelError
 from bayesify.evaluation.attacks import InputBox
 from bayesify.evaluation.calibration import reliability
 from bayesify.evaluation.certificates import certify, sampled_risk

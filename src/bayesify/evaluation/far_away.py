@@ -25,17 +25,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from bayesify.batches import split_batch
-from bayesify.clones import clone
+from bayesify.core.batches import split_batch
+from bayesify.core.clones import clone
+from bayesify.core.errors import DataError, OptionError, ShapeError, UnsupportedModelError
+from bayesify.core.streams import stream
+from bayesify.core.types import Draw, Named
 from bayesify.distributions import WeightDistribution
-from bayesify.errors import DataError, OptionError, ShapeError, UnsupportedModelError
 from bayesify.evaluation.findings import Findings
 from bayesify.likelihoods import Categorical
 from bayesify.loading import Data, as_loader
 from bayesify.posterior import Posterior, WeightPosterior
 from bayesify.predictive import ClassPredictive
-from bayesify.streams import stream
-from bayesify.types import Draw, Named
 
 FAR = (1e6, 1e9, 1e12)
 """Radii from which on rays may be affine; the first one that is decides, for accuracy.

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from bayesify.errors import OptionError, UnsupportedModelError
+from bayesify.core.errors import OptionError, UnsupportedModelError
+from bayesify.core.streams import stream
+from bayesify.core.types import Inputs, Named
 from bayesify.methods.fresh import fresh_weights
-from bayesify.streams import stream
-from bayesify.types import Inputs, Named
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import Matching, matching
 from bayesify.weights.trace import call, execution_order

@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from bayesify.batches import split_batch, to_device
-from bayesify.errors import DataError, OptionError, ShapeError
+from bayesify.core.batches import split_batch, to_device
+from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.evaluation.checks import check_scores
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.membership import attack_auc, rounded_curve, spaced_rates, tprs_at

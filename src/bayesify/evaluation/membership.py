@@ -26,13 +26,13 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from bayesify.errors import DataError, OptionError
+from bayesify.core.errors import DataError, OptionError
+from bayesify.core.types import Inputs, Named
 from bayesify.evaluation.checks import check_scores
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch, Predictions, Predicts, collect
 from bayesify.loading import Data, as_loader, evenly
 from bayesify.predictive import ClassPredictive, Predictive
-from bayesify.types import Inputs, Named
 
 MemberScores = Float[Tensor, " members"]
 OtherScores = Float[Tensor, " others"]

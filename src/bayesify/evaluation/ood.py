@@ -14,10 +14,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc_curve
 from torch import Tensor
 
-from bayesify.errors import ShapeError
+from bayesify.core.errors import ShapeError
+from bayesify.core.types import Named
 from bayesify.evaluation.checks import SUM_TOLERANCE, check_scores
 from bayesify.evaluation.findings import Findings
-from bayesify.types import Named
 
 Scores = Float[Tensor, " examples"]
 OtherScores = Float[Tensor, " others"]

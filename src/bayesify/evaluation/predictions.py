@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bayesify.batches import batch_size, split_batch, to_device
-from bayesify.errors import DataError, LoadError, ShapeError
+from bayesify.core.batches import batch_size, split_batch, to_device
+from bayesify.core.errors import DataError, LoadError, ShapeError
+from bayesify.core.types import Inputs, Named
 from bayesify.predictive import Predictive
-from bayesify.types import Inputs, Named
 
 OnBatch = Callable[[int], None]
 """Called after every batch with the number of inputs it held; enough for a progress bar."""

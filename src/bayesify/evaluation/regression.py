@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.evaluation.checks import check_pit, check_values
 
 LEVELS = tuple(round(0.05 * k, 2) for k in range(1, 20))

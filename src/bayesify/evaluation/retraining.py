@@ -11,21 +11,21 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bayesify.batches import split_batch, to_device
 from bayesify.checks import check_data, check_held_out
-from bayesify.clones import clone
+from bayesify.core.batches import split_batch, to_device
+from bayesify.core.clones import clone
+from bayesify.core.errors import DataError, OptionError
+from bayesify.core.modes import seeded
+from bayesify.core.types import Inputs, Named, Readout
 from bayesify.distributions.particles import Particles
-from bayesify.errors import DataError, OptionError
 from bayesify.evaluation.predictions import Predictions, Predicts, collect
 from bayesify.fitting import fit
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.loading import Data, as_loader
 from bayesify.methods.base import Method, Problem, Run
-from bayesify.modes import seeded
 from bayesify.posterior import WeightPosterior
 from bayesify.starting import AUTO, AUTO_METHOD
-from bayesify.types import Inputs, Named, Readout
 from bayesify.weights.named import assign_, buffers_of, weights_of
 
 

@@ -21,16 +21,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bayesify.batches import split_batch, to_device
-from bayesify.errors import OptionError
+from bayesify.core.batches import split_batch, to_device
+from bayesify.core.errors import OptionError
+from bayesify.core.options import check_options, option
+from bayesify.core.streams import stream
 from bayesify.evaluation.attacks import NORMS, InputBox, check_input, fgsm, pgd, unit_ball
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch
 from bayesify.evaluation.slope import PRECISIONS
 from bayesify.loading import Data, evenly_spread
-from bayesify.options import check_options, option
 from bayesify.posterior import Posterior
-from bayesify.streams import stream
 
 ENOUGH_GRADIENT_SAMPLES = 10
 """With fewer weight draws in a gradient, a stochastic posterior seems more robust than it is."""

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bayesify.errors import ShapeError
+from bayesify.core.errors import ShapeError
 from bayesify.evaluation.calibration import tied_means
 from bayesify.evaluation.checks import check_classes, check_scores
 

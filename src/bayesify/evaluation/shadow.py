@@ -19,10 +19,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bayesify.batches import split_batch, tensors_of
 from bayesify.certifying import count
+from bayesify.core.batches import split_batch, tensors_of
+from bayesify.core.errors import (
+    DataError,
+    LoadError,
+    OptionError,
+    ShapeError,
+    UnsupportedModelError,
+)
+from bayesify.core.options import check_options, option, to_json
+from bayesify.core.streams import stream
 from bayesify.data.parts import Examples
-from bayesify.errors import DataError, LoadError, OptionError, ShapeError, UnsupportedModelError
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.likelihood_ratio import (
     balanced_halves,
@@ -33,9 +41,7 @@ from bayesify.fitting import fit
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.loading import as_loader, evenly, subset
 from bayesify.methods.base import Method
-from bayesify.options import check_options, option, to_json
 from bayesify.predictive import ClassPredictive
-from bayesify.streams import stream
 from bayesify.weights.named import buffers_of, digest, raw_bytes, weights_of
 
 Build = Callable[[int], nn.Module]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesify.errors import UnsupportedModelError
+from bayesify.core.errors import UnsupportedModelError
 from bayesify.posterior import Posterior
 from bayesify.predictive import ClassPredictive
 

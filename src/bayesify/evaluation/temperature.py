@@ -6,8 +6,8 @@ from typing import TypeVar, cast
 
 import torch
 
-from bayesify.batches import split_batch, to_device
-from bayesify.errors import DataError, UnsupportedModelError
+from bayesify.core.batches import split_batch, to_device
+from bayesify.core.errors import DataError, UnsupportedModelError
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.likelihoods import Categorical
 from bayesify.loading import Data, as_loader

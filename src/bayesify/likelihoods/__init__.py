@@ -5,7 +5,7 @@ A likelihood reads outputs (S, B, ...) with the sample axis first and gives log 
 made of it weighs data and prior rightly.
 """
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 from bayesify.likelihoods.base import Likelihood
 from bayesify.likelihoods.bernoulli import Bernoulli
 from bayesify.likelihoods.categorical import Categorical

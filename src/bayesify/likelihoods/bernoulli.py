@@ -7,7 +7,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayesify.errors import DataError, ShapeError
+from bayesify.core.errors import DataError, ShapeError
 from bayesify.likelihoods.base import Likelihood
 from bayesify.numerics.noise import noise, single_or_better, widened
 from bayesify.predictive import MultiLabelPredictive

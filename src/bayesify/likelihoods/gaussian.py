@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesify.errors import DataError, OptionError, ShapeError
+from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.likelihoods.base import Likelihood
 from bayesify.numerics.noise import noise, single_or_better, widened
 from bayesify.predictive import RegressionPredictive, check_degrees

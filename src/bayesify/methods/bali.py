@@ -43,10 +43,13 @@ from dataclasses import dataclass, fields, replace
 
 from torch import Tensor, nn
 
-from bayesify.batches import batch_size, to_device
-from bayesify.clones import clone
+from bayesify.core.batches import batch_size, to_device
+from bayesify.core.clones import clone
+from bayesify.core.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
+from bayesify.core.options import ByTask, check_options, option, register
+from bayesify.core.streams import stream
+from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.matrix_normal import Layer, MatrixNormal
-from bayesify.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import Method, Pretrain, Problem
 from bayesify.methods.layerwise import LayerwiseRun
@@ -55,10 +58,7 @@ from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.methods.starts import starts
 from bayesify.numerics.layer_regression import LayerRegression
-from bayesify.options import ByTask, check_options, option, register
 from bayesify.posterior import WeightPosterior
-from bayesify.streams import stream
-from bayesify.types import Inputs, Named, Where
 from bayesify.weights.linear_maps import LinearMap, roles
 from bayesify.weights.named import copied, weights_of
 from bayesify.weights.select import all_weights

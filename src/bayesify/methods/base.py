@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bayesify.checkpointing import check_graph
+from bayesify.core.errors import DivergenceError
+from bayesify.core.types import Inputs, Named, Readout
 from bayesify.distributions.base import WeightDistribution
-from bayesify.errors import DivergenceError
 from bayesify.likelihoods import Likelihood
 from bayesify.posterior import Posterior, WeightPosterior
 from bayesify.priors import Prior
-from bayesify.types import Inputs, Named, Readout
 from bayesify.weights.trace import call
 
 

@@ -29,17 +29,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesify.batches import rows
+from bayesify.core.batches import rows
+from bayesify.core.errors import DivergenceError, OptionError
+from bayesify.core.modes import evaluating
+from bayesify.core.options import check_options, option, register
+from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.mean_field import MeanField, magnitudes
-from bayesify.errors import DivergenceError, OptionError
 from bayesify.forward import squared_gradients
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
-from bayesify.modes import evaluating
 from bayesify.numerics.noise import single_or_better
-from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
 from bayesify.rescaling import best_factor
-from bayesify.types import Inputs, Named, Where
 from bayesify.weights.select import all_weights
 from bayesify.weights.trace import call
 

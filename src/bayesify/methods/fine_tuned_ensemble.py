@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from bayesify.batch_norm import batch_norms
-from bayesify.clones import clone
+from bayesify.core.clones import clone
+from bayesify.core.modes import train_
+from bayesify.core.options import check_options, option, register
+from bayesify.core.types import Inputs, Where
 from bayesify.distributions.particles import Particles
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem, Run
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.member_training import Training, train_members
-from bayesify.modes import train_
-from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
-from bayesify.types import Inputs, Where
 from bayesify.weights.named import assign_
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesify.clones import clone
-from bayesify.errors import UnsupportedModelError
-from bayesify.modes import is_frozen_norm, seeded
-from bayesify.types import Named
+from bayesify.core.clones import clone
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.modes import is_frozen_norm, seeded
+from bayesify.core.types import Named
 from bayesify.weights.named import assign_, buffers_of, copied, weights_of
 
 RESETS = ("reset_parameters", "_reset_parameters")

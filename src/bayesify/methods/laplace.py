@@ -28,22 +28,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesify.batches import rows
 from bayesify.calling import call_at
+from bayesify.core.batches import rows
+from bayesify.core.errors import DivergenceError
+from bayesify.core.modes import evaluating
+from bayesify.core.options import check_options, option, register
+from bayesify.core.streams import stream
+from bayesify.core.types import Inputs, Where
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.mean_field import magnitudes
-from bayesify.errors import DivergenceError
 from bayesify.linearised import LinearisedPosterior
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.methods.laplace_torch import Curvature
-from bayesify.modes import evaluating
-from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
 from bayesify.probit import OF_LOGITS, LinearisedProbitPosterior, ProbitPosterior
 from bayesify.rescaling import best_factor
-from bayesify.streams import stream
-from bayesify.types import Inputs, Where
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import chosen, last_layer
 from bayesify.weights.trace import call

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bayesify.batches import rows
-from bayesify.errors import UnsupportedLayerError, UnsupportedModelError
+from bayesify.core.batches import rows
+from bayesify.core.errors import UnsupportedLayerError, UnsupportedModelError
+from bayesify.core.modes import evaluating
 from bayesify.likelihoods import Categorical, Gaussian, Likelihood
 from bayesify.methods.base import Problem
-from bayesify.modes import evaluating
 from bayesify.weights.trace import call
 
 KINDS: dict[type[Likelihood], str] = {Categorical: "classification", Gaussian: "regression"}

@@ -20,19 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesify.batches import batch_size, rows
 from bayesify.checkpointing import no_checkpointing
+from bayesify.core.batches import batch_size, rows
+from bayesify.core.errors import DivergenceError, OptionError, UnsupportedModelError
+from bayesify.core.modes import attention_for_vmap, evaluating, seeded
+from bayesify.core.types import Inputs, Named, Readout
 from bayesify.distributions.dense_normal import DenseNormal
 from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.mean_field import MeanField
-from bayesify.errors import DivergenceError, OptionError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import Problem
 from bayesify.methods.laplace_limits import KINDS, check_layers, check_likelihood
-from bayesify.modes import attention_for_vmap, evaluating, seeded
 from bayesify.numerics.linalg import cholesky
 from bayesify.numerics.noise import single_or_better
-from bayesify.types import Inputs, Named, Readout
 from bayesify.weights.named import count, weights_of
 from bayesify.weights.trace import call
 

@@ -20,22 +20,22 @@ import torch
 from torch import Tensor, nn
 
 from bayesify import forward
-from bayesify.batches import first_example, to_device
 from bayesify.checks import check_batch
+from bayesify.core.batches import first_example, to_device
+from bayesify.core.errors import OptionError
+from bayesify.core.modes import evaluating, train_
+from bayesify.core.types import Draw, Inputs, Named, Readout
 from bayesify.distributions.matrix_normal import MatrixNormal
-from bayesify.errors import OptionError
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.layerwise_checks import PATIENCE, diverged
 from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.layerwise_state import restore_, state_of
 from bayesify.methods.learnt_layer import LearntLayer
-from bayesify.modes import evaluating, train_
 from bayesify.numerics.effective_parameters import with_joint_spread
 from bayesify.numerics.layer_regression import LayerRegression, members_where
 from bayesify.numerics.linalg import cholesky
 from bayesify.numerics.noise import single_or_better
 from bayesify.posterior import FitRecord, WeightPosterior
-from bayesify.types import Draw, Inputs, Named, Readout
 from bayesify.weights.named import copied
 from bayesify.weights.taped import Tape
 

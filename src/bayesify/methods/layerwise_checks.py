@@ -6,14 +6,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bayesify.batches import first_example
-from bayesify.errors import DivergenceError, OptionError, UnsupportedModelError
+from bayesify.core.batches import first_example
+from bayesify.core.errors import DivergenceError, OptionError, UnsupportedModelError
+from bayesify.core.modes import evaluating
+from bayesify.core.types import Inputs
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.learnt_layer import LearntLayer
-from bayesify.modes import evaluating
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.numerics.linalg import cholesky
-from bayesify.types import Inputs
 from bayesify.weights.noise_scope import NoiseScope, noise_scopes
 from bayesify.weights.taped import Tape
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bayesify.options import option
+from bayesify.core.options import option
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bayesify.core.types import Named
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.numerics.layer_regression import LayerRegression
-from bayesify.types import Named
 from bayesify.weights.named import copied
 from bayesify.weights.store import encode, part
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.types import Draw, Named
 from bayesify.distributions.matrix_normal import Layer
-from bayesify.errors import UnsupportedModelError
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.numerics.noise import single_or_better
-from bayesify.types import Draw, Named
 from bayesify.weights.linear_maps import LinearMap
 from bayesify.weights.noise_scope import NoiseScope
 from bayesify.weights.regression import RegressionWeight

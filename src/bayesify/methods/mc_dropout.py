@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesify.batches import rows
+from bayesify.core.batches import rows
+from bayesify.core.options import check_options, option, register
+from bayesify.core.types import Inputs
 from bayesify.dropout import DropoutPosterior
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
-from bayesify.options import check_options, option, register
-from bayesify.types import Inputs
 
 
 @register

@@ -26,12 +26,12 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.types import Named
 from bayesify.distributions.mean_field import magnitudes
 from bayesify.distributions.shared_normal import SHARED_LAWS, SharedNormal
-from bayesify.errors import UnsupportedModelError
 from bayesify.numerics.histogram import GRID, Histogram
 from bayesify.numerics.mixture import Mixture, assign
-from bayesify.types import Named
 from bayesify.weights.coded import CodedTensor
 
 ELLIPSE = 5.991

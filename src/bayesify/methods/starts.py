@@ -6,12 +6,12 @@ begins at the network as it is, and the others at weights drawn anew.
 
 from collections.abc import Collection
 
+from bayesify.core.errors import OptionError
+from bayesify.core.types import Named
 from bayesify.distributions.particles import Particles
-from bayesify.errors import OptionError
 from bayesify.methods.base import Problem
 from bayesify.methods.fresh import fresh_starts
 from bayesify.posterior import Posterior, WeightPosterior
-from bayesify.types import Named
 from bayesify.weights.named import buffers_of, copied, stacked, weights_of
 
 

@@ -14,10 +14,10 @@ Cost: 2 |w1| parameters; about 2/3 of an ordinary training step; S forward passe
 
 from dataclasses import dataclass
 
+from bayesify.core.options import ByTask, option, register
+from bayesify.core.types import Where
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain
 from bayesify.methods.mean_field_vi import MeanFieldVI
-from bayesify.options import ByTask, option, register
-from bayesify.types import Where
 from bayesify.weights.select import first_layer
 
 

@@ -15,12 +15,12 @@ Cost: that of the ensemble and O(M^2 P) for P weights.
 
 from dataclasses import dataclass
 
+from bayesify.core.modes import train_
+from bayesify.core.options import check_options, option, register
 from bayesify.distributions.particles import Particles
 from bayesify.methods.base import GradientRun, Problem
 from bayesify.methods.fresh import fresh_starts
 from bayesify.methods.member_training import Training, train_members
-from bayesify.modes import train_
-from bayesify.options import check_options, option, register
 
 
 @register

@@ -31,15 +31,15 @@ import torch
 from torch import Tensor, nn
 
 from bayesify.batch_norm import batch_norms, recalibrate_
+from bayesify.core.errors import OptionError, UnsupportedModelError
+from bayesify.core.modes import train_
+from bayesify.core.options import check_options, option, register
+from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.low_rank_normal import LowRankNormal
-from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem
-from bayesify.modes import train_
 from bayesify.numerics.noise import single_or_better
-from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
-from bayesify.types import Inputs, Named, Where
 from bayesify.weights.held_rows import keep_held_rows_
 from bayesify.weights.named import assign_, stacked
 from bayesify.weights.select import all_weights, chosen

@@ -30,11 +30,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from bayesify.core.errors import OptionError, UnsupportedModelError
+from bayesify.core.options import check_options, option, register
+from bayesify.core.types import Inputs, Named
 from bayesify.distributions.base import Marginals
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.distributions.particles import Particles
 from bayesify.distributions.shared_normal import LAWS, SharedNormal
-from bayesify.errors import OptionError, UnsupportedModelError
 from bayesify.methods.base import PRETRAIN_HELP, Method, Pretrain, Problem, Run
 from bayesify.methods.codebook import share
 from bayesify.methods.diagonal_laplace import DiagonalLaplace
@@ -42,10 +44,8 @@ from bayesify.methods.merging import MergeLimits
 from bayesify.methods.shared_tuning import Tuning, TuningOptions
 from bayesify.methods.sharing import Source, quantisation_error
 from bayesify.objective import member_losses
-from bayesify.options import check_options, option, register
 from bayesify.posterior import WeightPosterior
 from bayesify.rescaling import best_factor
-from bayesify.types import Inputs, Named
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import matrices
 

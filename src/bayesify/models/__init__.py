@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from bayesify.errors import LoadError, OptionError, UnsupportedModelError
+from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
+from bayesify.core.types import Named
 from bayesify.models import cnn, mlp, resnet, vit
-from bayesify.types import Named
 
 __all__ = ["MODELS", "build", "is_code", "load_weights"]
 

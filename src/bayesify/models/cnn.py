@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 
 
 def cnn(input_shape: Sequence[int], num_outputs: int, *, width: int = 16) -> nn.Sequential:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 
 
 def resnet20(input_shape: Sequence[int] = (3, 32, 32), num_outputs: int = 10) -> "ResNet":

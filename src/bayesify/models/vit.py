@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 
 _INITIAL_SCALE = 0.02
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int32, Num
 from torch import Tensor
 
-from bayesify.errors import DataError, OptionError, ShapeError
+from bayesify.core.errors import DataError, OptionError, ShapeError
 
 GRID = (1024, 256)
 """Bins in either direction, unless others are asked for."""

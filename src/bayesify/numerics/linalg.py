@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bayesify.errors import NotPositiveDefiniteError
+from bayesify.core.errors import NotPositiveDefiniteError
 from bayesify.numerics.noise import single_or_better
 
 JITTER = 1e-6

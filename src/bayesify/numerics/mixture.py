@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Float, Int32, Num
 from torch import Tensor
 
-from bayesify.errors import DataError, OptionError
+from bayesify.core.errors import DataError, OptionError
 from bayesify.numerics.histogram import Histogram, symmetric_matrices
 from bayesify.numerics.noise import noise
 

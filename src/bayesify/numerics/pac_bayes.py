@@ -22,7 +22,7 @@ import math
 import numbers
 from collections.abc import Sequence
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 
 LAMS = tuple(2.0**power for power in range(-6, 6))
 """Rates of `catoni_grid_bound`, 1/64 to 32.

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
-from bayesify.errors import LoadError, OptionError
+from bayesify.core.errors import LoadError, OptionError
 
 WIDEST = 16
 """The most bits a code can have: 65,536 different codes."""

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 
 BLOCK = 2**14
 """Of how many pairs at a time the intermediate values are held."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bayesify.errors import DataError
+from bayesify.core.errors import DataError
 from bayesify.report.column import Column
 from bayesify.report.columns import TOPICS, column
 from bayesify.report.figures import Figure, figures, pair_figure, pairs

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bayesify.errors import DataError
+from bayesify.core.errors import DataError
 
 Record: TypeAlias = dict[str, Any]
 """One run: method, model, data, fold, seed, split, task, options, metrics, cost, curves, versions.

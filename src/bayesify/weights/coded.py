@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from bayesify.errors import ShapeError
+from bayesify.core.errors import ShapeError
 
 SMALL = {torch.uint8: 2**8, torch.int16: 2**15, torch.int32: 2**31}
 """Types for codes, and how many different ones each holds."""

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bayesify.core.types import Named
 from bayesify.numerics.noise import signs, standard_normal
-from bayesify.types import Named
 from bayesify.weights.noise_scope import NoiseScope, OtherUseError, Scopes
 from bayesify.weights.structured import Operation, StructuredWeight, formed
 

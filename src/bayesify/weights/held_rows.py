@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesify.types import Named
+from bayesify.core.types import Named
 from bayesify.weights.structured import StructuredWeight, formed
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bayesify.types import Inputs
+from bayesify.core.types import Inputs
 from bayesify.weights.trace import watch
 
 AXES = {F.conv1d: 1, F.conv2d: 2}

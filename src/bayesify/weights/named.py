@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesify.errors import UnsupportedModelError
-from bayesify.isolation import lock_of
-from bayesify.types import Named
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.isolation import lock_of
+from bayesify.core.types import Named
 
 
 def weights_of(model: nn.Module) -> Named:

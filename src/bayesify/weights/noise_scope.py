@@ -28,9 +28,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bayesify.batches import batch_size, rows
-from bayesify.errors import BayesifyError
-from bayesify.types import Inputs
+from bayesify.core.batches import batch_size, rows
+from bayesify.core.errors import BayesifyError
+from bayesify.core.types import Inputs
 from bayesify.weights.structured import ACTING, is_table, operands
 from bayesify.weights.trace import watch
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bayesify.isolation import version
-from bayesify.types import Inputs
+from bayesify.core.isolation import version
+from bayesify.core.types import Inputs
 from bayesify.weights.structured import METADATA
 from bayesify.weights.trace import call_as_is
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesify.errors import OptionError, UnsupportedModelError
-from bayesify.options import register
-from bayesify.types import Inputs, Named, Where
+from bayesify.core.errors import OptionError, UnsupportedModelError
+from bayesify.core.options import register
+from bayesify.core.types import Inputs, Named, Where
 from bayesify.weights.named import weights_of
 from bayesify.weights.trace import reads
 

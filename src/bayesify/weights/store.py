@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from bayesify.errors import UnsupportedModelError
-from bayesify.types import Named
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.types import Named
 
 
 class Store(nn.Module):

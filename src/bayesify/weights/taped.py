@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bayesify.errors import UnsupportedModelError
-from bayesify.isolation import version
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.isolation import version
 from bayesify.weights.structured import Operation, StructuredWeight, formed
 
 

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bayesify.batches import bare
-from bayesify.errors import UnsupportedModelError
-from bayesify.isolation import copied_inputs, isolated, version
-from bayesify.modes import evaluating
-from bayesify.types import Inputs
+from bayesify.core.batches import bare
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.isolation import copied_inputs, isolated, version
+from bayesify.core.modes import evaluating
+from bayesify.core.types import Inputs
 
 Mode = TypeVar("Mode", bound=TorchFunctionMode)
 

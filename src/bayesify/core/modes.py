@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bayesify.isolation import lock_of
-from bayesify.streams import salted
+from bayesify.core.isolation import lock_of
+from bayesify.core.streams import salted
 
 
 @contextmanager

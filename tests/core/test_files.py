@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bayesify import replacing
-from bayesify.replacing import appearing, recover
+from bayesify.core import files as replacing
+from bayesify.core.files import appearing, recover
 
 STEPS = {"open", "os.link", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod"}
 MINE = {"thesis.txt": "years of work", "notes/a.txt": "more", "results.jsonl": "{}"}

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from bayesify import MAP, MeanFieldVI, fit, load, save
-from bayesify.clones import clone
-from bayesify.errors import UnsupportedModelError
+from bayesify.core.clones import clone
+from bayesify.core.errors import UnsupportedModelError
 
 X = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()

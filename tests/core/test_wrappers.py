@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from bayesify import MAP, Bella, fit, load, save
-from bayesify.errors import UnsupportedModelError
-from bayesify.wrappers import unwrap_parts_, unwrapped
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.wrappers import unwrap_parts_, unwrapped
 
 X = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()

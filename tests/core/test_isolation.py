@@ -18,9 +18,9 @@ from bayesify import (
     WeightPosterior,
     compressed,
 )
-from bayesify.errors import UnsupportedModelError
-from bayesify.isolation import isolated, lock_of
-from bayesify.streams import stream
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.isolation import isolated, lock_of
+from bayesify.core.streams import stream
 from bayesify.weights.named import assign_
 from bayesify.weights.trace import call
 

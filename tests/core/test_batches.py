@@ -3,8 +3,8 @@ from collections import UserDict
 import pytest
 import torch
 
-from bayesify.batches import batch_size, first_example, split_batch, tensors_of, to_device
-from bayesify.errors import DataError
+from bayesify.core.batches import batch_size, first_example, split_batch, tensors_of, to_device
+from bayesify.core.errors import DataError
 
 X, Y = torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 2])
 

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 
 T = TypeVar("T", bound=type)
 V = TypeVar("V")
@@ -149,7 +149,7 @@ def to_json(value: Any) -> Any:
     raise OptionError(
         f"cannot write {value!r} as JSON: expected a number, a string, or one of bayesify's option "
         f"classes ({', '.join(sorted(_KINDS))}); give a selector such as matching('*.weight'), "
-        f"or a frozen dataclass of your own with @bayesify.options.register and __call__, instead "
+        f"or a frozen dataclass of your own with @bayesify.core.options.register and __call__, instead "
         f"of a function of your own where options must be saved."
     )
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from bayesify import STF, MeanField, WeightPosterior, fit, load, save
+from bayesify.core.streams import USES, salted, stream
 from bayesify.likelihoods import Gaussian
 from bayesify.posterior import FitRecord
-from bayesify.streams import USES, salted, stream
 
 SIZE, SAMPLES = (64, 32), 8
 
@@ -58,7 +58,7 @@ def test_streams_of_all_uses_and_seeds_differ():
 
 
 def test_a_stream_is_the_same_in_every_process():
-    code = "from bayesify.streams import salted; print(salted(3, 'fit'))"
+    code = "from bayesify.core.streams import salted; print(salted(3, 'fit'))"
     for hashing in ("1", "2"):
         done = subprocess.run(
             [sys.executable, "-c", code],

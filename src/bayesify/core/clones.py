@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._pytree import tree_leaves
 
-from bayesify.errors import UnsupportedModelError
+from bayesify.core.errors import UnsupportedModelError
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bayesify.errors import OptionError
+from bayesify.core.errors import OptionError
 
 RETIRED = ".old"
 _AT_FDCWD, _EXCHANGE = -100, 2  # of Linux's renameat2

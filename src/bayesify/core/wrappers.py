@@ -10,8 +10,8 @@ from collections.abc import Collection
 import torch
 from torch import distributed, nn
 
-from bayesify.clones import clone
-from bayesify.errors import UnsupportedModelError
+from bayesify.core.clones import clone
+from bayesify.core.errors import UnsupportedModelError
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
-from bayesify.errors import DataError
-from bayesify.types import Inputs
+from bayesify.core.errors import DataError
+from bayesify.core.types import Inputs
 
 T = TypeVar("T")
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from bayesify.batches import tensors_of
-from bayesify.errors import UnsupportedModelError
-from bayesify.types import Inputs, Named
+from bayesify.core.batches import tensors_of
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.types import Inputs, Named
 
 _LOCKS: "WeakKeyDictionary[nn.Module, Any]" = WeakKeyDictionary()
 _NEW_LOCK = Lock()

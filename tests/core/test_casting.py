@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bayesify import MeanField, first_layer, forward, last_layer
-from bayesify.casting import cast_together
+from bayesify.core.casting import cast_together
 
 from .zoo import NETS
 

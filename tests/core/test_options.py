@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from bayesify import MAP, STF, MeanFieldVI, matching
-from bayesify.errors import OptionError
-from bayesify.options import Bounds, check_options, from_json, option, register, to_json
+from bayesify.core.errors import OptionError
+from bayesify.core.options import Bounds, check_options, from_json, option, register, to_json
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def test_foreign_and_unknown_kinds_are_refused():
 
 
 def test_options_are_read_before_anything_else_is_imported():
-    code = "from bayesify.options import from_json; print(from_json({'kind': 'STF'}).epochs)"
+    code = "from bayesify.core.options import from_json; print(from_json({'kind': 'STF'}).epochs)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == STF().epochs
 

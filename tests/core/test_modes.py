@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bayesify import BALI, MAP, SVGD, SWAG, Bella, Ensemble, FineTunedEnsemble, fit
-from bayesify.modes import attention_for_vmap, evaluating, seeded, train_
+from bayesify.core.modes import attention_for_vmap, evaluating, seeded, train_
 
 
 def test_evaluating_gives_each_module_its_mode_back():
