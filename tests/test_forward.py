@@ -12,10 +12,10 @@ from bayesify.core.errors import UnsupportedModelError
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
 from bayesify.likelihoods import Categorical
-from bayesify.weights.linear_maps import roles
+from bayesify.tracing.linear_maps import roles
+from bayesify.tracing.trace import call
 from bayesify.weights.named import weights_of
 from bayesify.weights.taped import Tape
-from bayesify.weights.trace import call
 
 from .zoo import NETS, BranchingNet
 

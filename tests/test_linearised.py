@@ -18,9 +18,9 @@ from bayesify.forward import read_tensor
 from bayesify.likelihoods import Categorical, Gaussian
 from bayesify.linearised import LinearisedPosterior
 from bayesify.rescaling import times
+from bayesify.tracing.trace import call_arguments
 from bayesify.weights.named import copied, weights_of
 from bayesify.weights.structured import StructuredWeight
-from bayesify.weights.trace import call_arguments
 
 from .zoo import NETS
 

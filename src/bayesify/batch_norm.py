@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bayesify.core.errors import DataError, UnsupportedModelError
 from bayesify.core.modes import evaluating
 from bayesify.core.types import Inputs
-from bayesify.weights.trace import call
+from bayesify.tracing.trace import call
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:

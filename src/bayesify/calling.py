@@ -19,8 +19,8 @@ from bayesify.core.errors import UnsupportedModelError
 from bayesify.core.isolation import Fresh, copied_inputs, isolated
 from bayesify.core.modes import attention_for_vmap
 from bayesify.core.types import Inputs, Named, Readout
+from bayesify.tracing.trace import call_arguments
 from bayesify.weights.held_rows import with_held_rows
-from bayesify.weights.trace import call_arguments
 
 
 def read_tensor(output: Any) -> Tensor:

@@ -18,8 +18,8 @@ from bayesify.core.types import Inputs, Readout
 from bayesify.likelihoods import Likelihood
 from bayesify.posterior import Posterior
 from bayesify.single_examples import Lengths, check_examples
+from bayesify.tracing.trace import call
 from bayesify.trunk import TOLERANCE, close
-from bayesify.weights.trace import call
 
 
 @dataclass(frozen=True)

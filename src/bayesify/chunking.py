@@ -19,8 +19,8 @@ from bayesify.core.batches import batch_size, first_example
 from bayesify.core.streams import stream
 from bayesify.core.types import Inputs
 from bayesify.distributions.base import WeightDistribution
+from bayesify.tracing.trace import trace
 from bayesify.weights.named import weights_of
-from bayesify.weights.trace import trace
 
 CPU_BUDGET = 2**20
 """Bytes that the largest activation of a chunk may take on a CPU, so that it stays in cache."""

@@ -38,8 +38,8 @@ from bayesify.distributions.particles import Particles
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Likelihood
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior, check_samples
+from bayesify.tracing.trace import call
 from bayesify.weights.named import assign_, buffers_of, copied, count, weights_of
-from bayesify.weights.trace import call
 
 WHOLE_CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
 """They drop channels: a mask has one entry for each, at all positions."""

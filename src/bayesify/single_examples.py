@@ -16,7 +16,7 @@ from bayesify.core.batches import Unbatched, batch_size, leaves_of, rows
 from bayesify.core.errors import BayesifyError, DataError
 from bayesify.core.modes import evaluating
 from bayesify.core.types import Inputs, Readout
-from bayesify.weights.trace import call
+from bayesify.tracing.trace import call
 
 TOLERANCE = {torch.float16: 1e-1, torch.bfloat16: 1e-1}
 """How far an example's output may differ from what it is within its batch, relative to the largest

@@ -25,7 +25,7 @@ from bayesify.core.modes import evaluating, seeded
 from bayesify.core.types import Inputs
 from bayesify.methods.base import Method, Problem, TrainsNetwork
 from bayesify.methods.map import MAP
-from bayesify.weights.trace import call
+from bayesify.tracing.trace import call
 
 AUTO = "auto"
 AUTO_METHOD = MAP()

@@ -28,6 +28,7 @@ from bayesify.core.errors import DataError, UnsupportedModelError
 from bayesify.core.isolation import writes_buffers
 from bayesify.core.modes import evaluating
 from bayesify.core.types import Inputs
+from bayesify.tracing.trace import call, call_as_is
 from bayesify.weights.prefix import (
     Function,
     Operations,
@@ -37,7 +38,6 @@ from bayesify.weights.prefix import (
     prefix,
     tensors_in,
 )
-from bayesify.weights.trace import call, call_as_is
 
 TOLERANCE = 1e-5
 """How far a replayed output may be off, relative to the largest entry."""

@@ -21,8 +21,8 @@ from bayesify import (
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.core.isolation import isolated, lock_of
 from bayesify.core.streams import stream
+from bayesify.tracing.trace import call
 from bayesify.weights.named import assign_
-from bayesify.weights.trace import call
 
 
 class Centring(nn.Module):

@@ -7,7 +7,7 @@ from bayesify.core.errors import UnsupportedModelError
 from bayesify.distributions.matrix_normal import Layer
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.numerics.layer_regression import LayerRegression
-from bayesify.weights.linear_maps import LinearMap
+from bayesify.tracing.linear_maps import LinearMap
 from bayesify.weights.regression import RegressionWeight
 from bayesify.weights.taped import Tape, Use
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from bayesify import forward
 from bayesify.core.types import Draw, Named
+from bayesify.tracing.linear_maps import LinearMap
 from bayesify.weights import regression
-from bayesify.weights.linear_maps import LinearMap
 from bayesify.weights.noise_scope import NoiseScope
 from bayesify.weights.regression import RegressionWeight
 

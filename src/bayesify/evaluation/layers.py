@@ -15,9 +15,9 @@ from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.streams import stream
 from bayesify.core.types import Inputs, Named
 from bayesify.methods.fresh import fresh_weights
+from bayesify.tracing.trace import call, execution_order
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import Matching, matching
-from bayesify.weights.trace import call, execution_order
 
 CONSTANT = 1e-6
 """A range of inputs this small, in units of the largest of them, is rounding."""

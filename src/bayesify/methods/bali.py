@@ -59,7 +59,7 @@ from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.methods.starts import starts
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.posterior import WeightPosterior
-from bayesify.weights.linear_maps import LinearMap, roles
+from bayesify.tracing.linear_maps import LinearMap, roles
 from bayesify.weights.named import copied, weights_of
 from bayesify.weights.select import all_weights
 

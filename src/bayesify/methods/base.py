@@ -20,7 +20,7 @@ from bayesify.distributions.base import WeightDistribution
 from bayesify.likelihoods import Likelihood
 from bayesify.posterior import Posterior, WeightPosterior
 from bayesify.priors import Prior
-from bayesify.weights.trace import call
+from bayesify.tracing.trace import call
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.numerics.noise import single_or_better
 from bayesify.posterior import WeightPosterior
 from bayesify.rescaling import best_factor
+from bayesify.tracing.trace import call
 from bayesify.weights.select import all_weights
-from bayesify.weights.trace import call
 
 
 @register

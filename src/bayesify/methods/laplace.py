@@ -44,9 +44,9 @@ from bayesify.methods.laplace_torch import Curvature
 from bayesify.posterior import WeightPosterior
 from bayesify.probit import OF_LOGITS, LinearisedProbitPosterior, ProbitPosterior
 from bayesify.rescaling import best_factor
+from bayesify.tracing.trace import call
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import chosen, last_layer
-from bayesify.weights.trace import call
 
 TOLERANCE = 1e-3
 """Largest deviation of outputs from their linearisation, as a part of the largest change."""

@@ -16,7 +16,7 @@ from bayesify.core.errors import UnsupportedLayerError, UnsupportedModelError
 from bayesify.core.modes import evaluating
 from bayesify.likelihoods import Categorical, Gaussian, Likelihood
 from bayesify.methods.base import Problem
-from bayesify.weights.trace import call
+from bayesify.tracing.trace import call
 
 KINDS: dict[type[Likelihood], str] = {Categorical: "classification", Gaussian: "regression"}
 """The likelihoods that laplace-torch has a form for."""

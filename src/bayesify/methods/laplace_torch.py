@@ -33,8 +33,8 @@ from bayesify.methods.base import Problem
 from bayesify.methods.laplace_limits import KINDS, check_layers, check_likelihood
 from bayesify.numerics.linalg import cholesky
 from bayesify.numerics.noise import single_or_better
+from bayesify.tracing.trace import call
 from bayesify.weights.named import count, weights_of
-from bayesify.weights.trace import call
 
 DENSE = 2**13
 """Weights, at most, that one matrix is made over: half a GiB, and factorised 100 times."""

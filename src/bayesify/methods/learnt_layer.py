@@ -12,7 +12,7 @@ from bayesify.core.types import Draw, Named
 from bayesify.distributions.matrix_normal import Layer
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.numerics.noise import single_or_better
-from bayesify.weights.linear_maps import LinearMap
+from bayesify.tracing.linear_maps import LinearMap
 from bayesify.weights.noise_scope import NoiseScope
 from bayesify.weights.regression import RegressionWeight
 from bayesify.weights.taped import Tape

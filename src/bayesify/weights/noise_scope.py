@@ -31,8 +31,8 @@ from torch.utils._pytree import tree_leaves
 from bayesify.core.batches import batch_size, rows
 from bayesify.core.errors import BayesifyError
 from bayesify.core.types import Inputs
+from bayesify.tracing.trace import watch
 from bayesify.weights.structured import ACTING, is_table, operands
-from bayesify.weights.trace import watch
 
 
 class NoiseScope(Enum):

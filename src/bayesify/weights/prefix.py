@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from bayesify.core.isolation import version
 from bayesify.core.types import Inputs
+from bayesify.tracing.trace import call_as_is
 from bayesify.weights.structured import METADATA
-from bayesify.weights.trace import call_as_is
 
 Function = Callable[..., Any]
 

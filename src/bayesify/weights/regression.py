@@ -23,8 +23,8 @@ from torch import Tensor
 from bayesify.numerics.linear_regression import leverage
 from bayesify.numerics.matrix_normal import draw
 from bayesify.numerics.noise import signs, standard_normal
+from bayesify.tracing.linear_maps import LinearMap
 from bayesify.weights.gaussian import TINY
-from bayesify.weights.linear_maps import LinearMap
 from bayesify.weights.noise_scope import NoiseScope, OtherUseError
 from bayesify.weights.structured import Operation, StructuredWeight
 

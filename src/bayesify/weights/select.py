@@ -1,7 +1,7 @@
 """Which weights are random: small frozen selectors, called as `where(model, example) -> names`.
 
 They are dataclasses, so that options which hold one can be saved as JSON. "First" and "last" mean
-order of execution (`weights/trace.py`), not of registration. A layer is the module that owns the
+order of execution (`tracing/trace.py`), not of registration. A layer is the module that owns the
 weight, so all its weights (kernel and bias, the parts of a parametrized kernel) come with it. Of
 parameters that a model holds beside its layers (class token, positions, a projection), only those
 that one product reads are a layer, with the bias that is read next.
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.options import register
 from bayesify.core.types import Inputs, Named, Where
+from bayesify.tracing.trace import reads
 from bayesify.weights.named import weights_of
-from bayesify.weights.trace import reads
 
 PARAMETRIZATIONS = "parametrizations"
 """Where `torch.nn.utils.parametrize` keeps the parts of a layer's weight, inside the layer."""

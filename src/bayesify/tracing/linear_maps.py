@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from bayesify.core.types import Inputs
-from bayesify.weights.trace import watch
+from bayesify.tracing.trace import watch
 
 AXES = {F.conv1d: 1, F.conv2d: 2}
 """Convolutions that are unfolded into rows, with their spatial axes."""

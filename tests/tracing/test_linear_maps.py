@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesify.weights.linear_maps import LinearMap, Roles, roles
+from bayesify.tracing.linear_maps import LinearMap, Roles, roles
 
 from ..zoo import NETS
 

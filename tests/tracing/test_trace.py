@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesify.core.errors import UnsupportedModelError
-from bayesify.weights.trace import call_arguments, execution_order, trace
+from bayesify.tracing.trace import call_arguments, execution_order, trace
 
 from ..zoo import NETS
 
