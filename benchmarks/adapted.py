@@ -22,9 +22,9 @@ import bayesify
 from bayesify.core.batches import split_batch
 from bayesify.core.options import to_json
 from bayesify.cost import CostMeter
+from bayesify.data.loading import as_loader
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.evaluation.metrics import accuracy, ece, nll
-from bayesify.loading import as_loader
 
 CHOOSING = 7
 """The seed that options are chosen at; no table has it."""

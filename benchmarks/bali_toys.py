@@ -29,7 +29,7 @@ from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 import bayesify
-from bayesify.data.toy import sinc, two_moons
+from bayesify.data.readers.toy import sinc, two_moons
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import resolve
 from bayesify.report.style import INK, MUTED, PALETTE, PAPER, new_figure, plain, settings, to_svg

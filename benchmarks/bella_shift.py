@@ -27,8 +27,8 @@ from PIL import Image
 import bayesify
 from bayesify import models
 from bayesify.data.augment import CropAndFlip
-from bayesify.data.cifar import NORMALISE
-from bayesify.data.parts import Examples
+from bayesify.data.examples import Examples
+from bayesify.data.readers.cifar import NORMALISE
 
 TRAIN, HELD_OUT, BATCH, EPOCHS = 10_000, 2_000, 64, 2
 TEN, THREE, CHOSEN_ON = 10, 3, 2_000

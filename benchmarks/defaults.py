@@ -46,10 +46,10 @@ from bayesify.compare.likelihood import likelihood_of
 from bayesify.compare.suite import Entry, Suite, read
 from bayesify.core.options import to_json
 from bayesify.data import Examples
+from bayesify.data.loading import as_loader
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.evaluation.predictions import Predictions, collect
 from bayesify.likelihoods import Likelihood
-from bayesify.loading import as_loader
 from bayesify.weights.named import assign_
 
 HERE = Path(__file__).parent

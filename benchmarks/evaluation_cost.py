@@ -22,7 +22,7 @@ import torch
 
 import bayesify
 from bayesify.cost import FlopCounter
-from bayesify.loading import evenly, subset
+from bayesify.data.loading import evenly, subset
 
 NUM_SAMPLES, PIXEL = 16, 1 / 255
 

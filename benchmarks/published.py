@@ -13,7 +13,7 @@ from torch import nn
 
 import bayesify
 from bayesify.data import Examples
-from bayesify.data.cifar import NORMALISE
+from bayesify.data.readers.cifar import NORMALISE
 
 
 def resnet20(weights: Path) -> nn.Module:

@@ -34,7 +34,7 @@ from torch import Tensor
 import bayesify
 from bayesify.compression import Sizes
 from bayesify.data.augment import CropAndFlip
-from bayesify.data.parts import Examples
+from bayesify.data.examples import Examples
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.evaluation.metrics import accuracy, ece, nll
 from bayesify.methods.codebook import share

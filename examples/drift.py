@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import bayesify
-from bayesify.data.toy import two_moons
+from bayesify.data.readers.toy import two_moons
 
 generator = torch.Generator().manual_seed(0)
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import bayesify
-from bayesify.data.toy import two_moons
+from bayesify.data.readers.toy import two_moons
 
 torch.manual_seed(0)
 x, y = two_moons(400, noise=0.2, generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bayesify
-from bayesify.data.toy import sinc
+from bayesify.data.readers.toy import sinc
 
 x, y = sinc(200, noise=0.05, generator=torch.Generator().manual_seed(0))
 torch.manual_seed(0)

@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 from bayesify.checks import check_data, check_held_out
 from bayesify.core.batches import Unbatched
 from bayesify.core.errors import DataError, ShapeError, UnsupportedModelError
+from bayesify.data.loading import as_loader
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Categorical
-from bayesify.loading import as_loader
 
 X = torch.randn(20, 4)
 Y = torch.arange(20) % 3

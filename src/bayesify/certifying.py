@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from bayesify.core.batches import inputs_and_target, tensors_of
 from bayesify.core.errors import DataError, OptionError
-from bayesify.data.parts import Examples
-from bayesify.loading import Data, as_loader, check_plain, subset
+from bayesify.data.examples import Examples
+from bayesify.data.loading import Data, as_loader, check_plain, subset
 from bayesify.weights.named import raw_bytes
 
 

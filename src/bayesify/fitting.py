@@ -25,13 +25,13 @@ from bayesify.core.types import Inputs, Named, Readout
 from bayesify.core.version import __version__
 from bayesify.core.wrappers import unwrap_parts_, unwrapped
 from bayesify.cost import CostMeter, FlopCounter
+from bayesify.data.loading import Data, Passes, as_loader, is_augmented
+from bayesify.data.samplers import check_one_process, different, num_data
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
-from bayesify.loading import Data, Passes, as_loader, is_augmented
 from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior
 from bayesify.rehearsal import in_words, step_on_smallest
-from bayesify.samplers import check_one_process, different, num_data
 from bayesify.soundness import check_sound
 from bayesify.starting import begun, phases_of
 from bayesify.weights.named import assign_, weights_of

@@ -15,8 +15,8 @@ from bayesify.core.errors import DivergenceError, UnsupportedModelError
 from bayesify.core.modes import seeded
 from bayesify.core.streams import stream
 from bayesify.core.types import Inputs
+from bayesify.data.loading import Data, as_loader
 from bayesify.distributions.base import Scalable
-from bayesify.loading import Data, as_loader
 from bayesify.posterior import WeightPosterior
 
 RUNGS = 8

@@ -8,9 +8,9 @@ import bayesify
 from bayesify.compare.aspects import Aspects
 from bayesify.compare.judging import Judge
 from bayesify.data.augment import augmented
+from bayesify.data.loading import evenly, subset
 from bayesify.evaluation.certificates import certify
 from bayesify.evaluation.membership import membership
-from bayesify.loading import evenly, subset
 
 QUICK = {
     "attacks": {"eps": (0.1,), "steps": 2, "gradient_samples": 10, "examples": 20},

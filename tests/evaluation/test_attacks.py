@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import bayesify
 from bayesify import Bernoulli, Categorical, Gaussian, MeanField, Posterior, WeightPosterior
 from bayesify.core.errors import DataError, OptionError, ShapeError, UnsupportedModelError
-from bayesify.data.parts import Normalise
+from bayesify.data.examples import Normalise
 from bayesify.evaluation.attacks import InputBox, fgsm, pgd, unit_ball
 
 NORMALISE = Normalise(

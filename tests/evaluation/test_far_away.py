@@ -12,7 +12,7 @@ import bayesify
 from bayesify import Categorical, Gaussian, MeanField, WeightPosterior, first_layer
 from bayesify.core.errors import DataError, OptionError, ShapeError, UnsupportedModelError
 from bayesify.core.streams import stream
-from bayesify.data.toy import two_moons
+from bayesify.data.readers.toy import two_moons
 from bayesify.evaluation.far_away import confidence_along, far_away_limit, overconfidence
 from bayesify.weights.structured import StructuredWeight
 

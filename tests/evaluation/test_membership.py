@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 import bayesify
 from bayesify.core.errors import DataError, OptionError
+from bayesify.data.loading import evenly
 from bayesify.evaluation.membership import (
     attack_auc,
     attack_auc_se,
@@ -19,7 +20,6 @@ from bayesify.evaluation.membership import (
     tpr_se,
     tprs_at,
 )
-from bayesify.loading import evenly
 from bayesify.predictive import ClassPredictive
 
 from .stub import LinearPosterior

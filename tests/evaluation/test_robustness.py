@@ -10,10 +10,10 @@ import bayesify
 from bayesify import Bernoulli, Categorical, Gaussian, MeanField, Posterior, WeightPosterior
 from bayesify.core.errors import DataError, OptionError
 from bayesify.core.streams import stream
+from bayesify.data.loading import evenly_spread
 from bayesify.evaluation.attacks import InputBox, fgsm, pgd
 from bayesify.evaluation.evaluate import evaluate
 from bayesify.evaluation.robustness import Attacks, robustness, starts
-from bayesify.loading import evenly_spread
 
 FEW = Attacks(eps=(0.05, 0.15), steps=4, examples=60, gradient_samples=12)
 

@@ -8,7 +8,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 import bayesify
 from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
-from bayesify.data.parts import Normalise
+from bayesify.data.examples import Normalise
 from bayesify.evaluation.corruptions import corrupt, families_for
 from bayesify.evaluation.evaluate import evaluate
 from bayesify.evaluation.shift import Corruptions, shift
@@ -134,7 +134,7 @@ def test_tensors_data_sets_and_loaders_are_the_same_data(digits):
         Subset(digits.test, range(50)),
         DataLoader(dataset, 7),
         DataLoader(dataset, 7, shuffle=True),
-        bayesify.loading.as_loader((x, y), batch_size=7, shuffle=False),
+        bayesify.data.loading.as_loader((x, y), batch_size=7, shuffle=False),
         DataLoader(dataset, 7, collate_fn=lambda pairs: tuple(map(torch.stack, zip(*pairs)))),  # noqa: B905
     ):
         found = shift(ImagePosterior(), data, FEW, normalise=digits.normalise)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state
 
 from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
-from bayesify.data.cifar import NORMALISE
+from bayesify.data.readers.cifar import NORMALISE
 from bayesify.models import MODELS, build, load_weights
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -17,7 +17,7 @@ from bayesify.compare.results import set_aside
 from bayesify.core.errors import OptionError
 from bayesify.core.files import recover
 from bayesify.core.options import to_json
-from bayesify.data.parts import VALIDATION_SHARE
+from bayesify.data.examples import VALIDATION_SHARE
 from bayesify.evaluation.evaluate import evaluate
 from bayesify.fitting import fit as fit_posterior
 from bayesify.likelihoods import LIKELIHOOD_OF_TASK

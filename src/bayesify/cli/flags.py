@@ -11,7 +11,7 @@ from bayesify.compare.aspects import ASPECTS
 from bayesify.compare.choices import alternatives, options_of
 from bayesify.core.options import Bounds, to_json
 from bayesify.core.types import Where
-from bayesify.data.parts import VALIDATION_SHARE
+from bayesify.data.examples import VALIDATION_SHARE
 from bayesify.methods import METHODS
 from bayesify.methods.base import Method
 from bayesify.models import MODELS

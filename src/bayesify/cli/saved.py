@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bayesify import data, models
 from bayesify.core.errors import DataError, LoadError, OptionError
-from bayesify.data.intake import Intake
-from bayesify.data.parts import Examples, Splits
+from bayesify.data.examples import Examples, Splits
+from bayesify.data.new_inputs import Intake
 from bayesify.dropout import DropoutPosterior
 from bayesify.persistence import disk_bytes, load, read_manifest
 from bayesify.posterior import WeightPosterior

@@ -9,12 +9,12 @@ from torch import nn
 
 from bayesify.compare.aspects import Aspects
 from bayesify.core.errors import UnsupportedModelError
-from bayesify.data.parts import Examples, Splits
+from bayesify.data.examples import Examples, Splits
+from bayesify.data.loading import Data, evenly, subset
 from bayesify.evaluation.evaluate import Evaluation, evaluate
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch
 from bayesify.likelihoods import Likelihood
-from bayesify.loading import Data, evenly, subset
 from bayesify.methods.base import Method
 from bayesify.posterior import Posterior
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from bayesify.core.errors import BayesifyError, UnsupportedModelError
 from bayesify.cost import FlopCounter
+from bayesify.data.loading import Data
 from bayesify.fitting import fit
 from bayesify.likelihoods import Likelihood
-from bayesify.loading import Data
 from bayesify.methods.base import Method
 from bayesify.persistence import disk_bytes, save
 from bayesify.posterior import Posterior

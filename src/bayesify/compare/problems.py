@@ -14,9 +14,9 @@ from bayesify.compare.cell import Cell, digest
 from bayesify.compare.likelihood import typed
 from bayesify.compare.suite import Entry, Suite
 from bayesify.core.errors import OptionError
-from bayesify.data.parts import VALIDATION_SHARE, Examples, Splits
+from bayesify.data.examples import VALIDATION_SHARE, Examples, Splits
+from bayesify.data.loading import evenly, subset
 from bayesify.data.sources import SOURCES, find_path
-from bayesify.loading import evenly, subset
 from bayesify.methods.base import Certifiable, Method
 
 

@@ -30,7 +30,7 @@ from bayesify.compare.choices import combinations, flat, grid, near
 from bayesify.compare.literature import Literature, read_literature
 from bayesify.core.errors import DataError, OptionError
 from bayesify.data import check_validation_share
-from bayesify.data.parts import VALIDATION_SHARE
+from bayesify.data.examples import VALIDATION_SHARE
 from bayesify.methods import METHODS
 from bayesify.methods.base import Method
 from bayesify.methods.map import MAP

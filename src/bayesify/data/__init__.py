@@ -13,7 +13,7 @@ import torch
 
 from bayesify.core.errors import DataError, OptionError
 from bayesify.data.augment import augmented
-from bayesify.data.parts import VALIDATION_SHARE, Examples, Normalise, Splits
+from bayesify.data.examples import VALIDATION_SHARE, Examples, Normalise, Splits
 from bayesify.data.raw import Raw, Request
 from bayesify.data.sources import KINDS, SOURCES, find_path, locate, missing
 
@@ -65,7 +65,7 @@ def splits(
         target: Column to predict, for a `.csv` file.
         task: "classification", "multilabel" or "regression". By default integers are classes, a
             matrix of 0 and 1 is labels, and floats are for regression; for `.csv` see
-            `bayesify.data.table`.
+            `bayesify.data.readers.table`.
         seed: Decides the validation part, and the test part of your own data if it brings none.
         fold: Which row of `test_index` is the test part, for an `.npz` file that has it;
             None is the first.
@@ -92,7 +92,7 @@ def splits(
         )
     request = Request(None, target, _task(task), fold, _image_size(image_size))
     raw = _read(str(source), request, data_dir)
-    cut = _function("bayesify.data.cut:cut")
+    cut = _function("bayesify.data.splitting:cut")
     return cut(raw, seed=seed, validation_share=validation_share)
 
 
@@ -112,7 +112,7 @@ def num_folds(source: str | Path, *, data_dir: str | Path | None = None) -> int:
     path = find_path(str(source), data_dir)
     if "fold" not in TAKES.get(_kind(path), ()):
         return 0
-    return _function("bayesify.data.npz:num_folds")(path)
+    return _function("bayesify.data.readers.npz:num_folds")(path)
 
 
 def load(source: str | Path, split: str = "train", **same: Any) -> Examples:
@@ -167,9 +167,9 @@ def ood(
         x = _function(SOURCES["photos"].reader)(like.input_shape[1:])
     else:
         raw = _read(str(source), Request(image_size=_image_size(image_size)), data_dir)
-        _function("bayesify.data.cut:check_inputs")(raw)
+        _function("bayesify.data.splitting:check_inputs")(raw)
         x = raw.x if raw.test_index is None else raw.x[raw.test_index]
-    x = _function("bayesify.data.conform:conform")(x, like.input_shape)
+    x = _function("bayesify.data.resize:conform")(x, like.input_shape)
     return Examples(x, torch.zeros(len(x), dtype=torch.int64), like.normalise)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bayesify.core.errors import DataError, OptionError
-from bayesify.data.parts import Splits
+from bayesify.data.examples import Splits
 
 
 def augmented(splits: Splits, *, padding: int = 4, flip: bool = True) -> Splits:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesify.core.errors import DataError
-from bayesify.data.parts import Normalise
+from bayesify.data.examples import Normalise
 
 if TYPE_CHECKING:  # pandas is for tables only
     from bayesify.data.encoding import Encoding

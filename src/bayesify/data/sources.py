@@ -44,18 +44,18 @@ class Source:
 SOURCES: dict[str, Source] = {
     "digits": Source(
         about="handwritten digits: 1,797 grey images 8x8, 10 classes",
-        reader="bayesify.data.digits:read",
+        reader="bayesify.data.readers.digits:read",
     ),
     "mnist": Source(
         about="handwritten digits: 70,000 grey images 28x28, 10 classes",
-        reader="bayesify.data.idx:read_mnist",
+        reader="bayesify.data.readers.idx:read_mnist",
         files=_IDX,
         subfolders=("mnist", "MNIST/raw"),
         how="put the four IDX files (train-images-idx3-ubyte.gz and so on) into one folder",
     ),
     "fashion-mnist": Source(
         about="clothes: 70,000 grey images 28x28, 10 classes",
-        reader="bayesify.data.idx:read_fashion",
+        reader="bayesify.data.readers.idx:read_fashion",
         files=_IDX,
         subfolders=("fashion-mnist", "FashionMNIST/raw"),
         packaged=("/usr/share/datasets/fashion-mnist",),
@@ -63,22 +63,22 @@ SOURCES: dict[str, Source] = {
     ),
     "cifar10": Source(
         about="objects: 60,000 colour images 32x32, 10 classes",
-        reader="bayesify.data.cifar:read",
+        reader="bayesify.data.readers.cifar:read",
         files=(*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"),
         subfolders=("cifar-10-batches-py", "cifar10", "cifar10/cifar-10-batches-py"),
         how="unpack the python version of the CIFAR-10 archive (cifar-10-python.tar.gz)",
     ),
     "photos": Source(
         about="foreign data of any image shape: 1,000 patches of two photographs",
-        reader="bayesify.data.photos:patches",
+        reader="bayesify.data.readers.photos:patches",
         labelled=False,
     ),
 }
 
 KINDS: dict[str, str] = {
-    ".npz": "bayesify.data.npz:read",
-    ".csv": "bayesify.data.table:read",
-    "": "bayesify.data.folder:read",
+    ".npz": "bayesify.data.readers.npz:read",
+    ".csv": "bayesify.data.readers.table:read",
+    "": "bayesify.data.readers.folder:read",
 }
 """Who reads the user's own data, by the ending of the path; "" is a folder."""
 

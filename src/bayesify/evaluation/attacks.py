@@ -28,7 +28,7 @@ from torch import Tensor
 from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.core.streams import stream
 from bayesify.core.types import Inputs
-from bayesify.data.parts import Normalise
+from bayesify.data.examples import Normalise
 from bayesify.evaluation.slope import PRECISIONS, Slope
 from bayesify.posterior import Posterior
 

@@ -22,10 +22,10 @@ from bayesify.certifying import CertifyingPart, count, in_order
 from bayesify.core.batches import split_batch, to_device
 from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.core.streams import stream
+from bayesify.data.loading import Data, as_loader, subset
 from bayesify.distributions.kl import has_density, kl_divergence
 from bayesify.evaluation.findings import Findings
 from bayesify.likelihoods import Categorical
-from bayesify.loading import Data, as_loader, subset
 from bayesify.numerics.pac_bayes import (
     catoni_grid_bound,
     mcallester_bound,

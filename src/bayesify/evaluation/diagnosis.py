@@ -34,13 +34,13 @@ from torch import Tensor, nn
 from bayesify.core.errors import OptionError
 from bayesify.core.streams import stream
 from bayesify.core.types import Named, Readout
+from bayesify.data.loading import Data
 from bayesify.evaluation.layers import layers_of, redrawable_layers, selector_of, varying_inputs
 from bayesify.evaluation.metrics import accuracy, label_accuracy, mean_nll, rmse
 from bayesify.evaluation.predictions import Predictions
 from bayesify.evaluation.retraining import Retraining
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Likelihood
-from bayesify.loading import Data
 from bayesify.methods.base import Method
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.map import MAP

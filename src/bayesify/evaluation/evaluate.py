@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Subset
 
 from bayesify.checks import check_labelled
 from bayesify.core.errors import ShapeError, UnsupportedModelError
-from bayesify.data.parts import Examples, Normalise, is_image_shape
+from bayesify.data.examples import Examples, Normalise, is_image_shape
+from bayesify.data.loading import Data, as_loader
 from bayesify.evaluation.attacks import InputBox
 from bayesify.evaluation.calibration import reliability
 from bayesify.evaluation.certificates import certify, sampled_risk
@@ -31,7 +32,6 @@ from bayesify.evaluation.regression import interval_calibration
 from bayesify.evaluation.robustness import Attacks, robustness
 from bayesify.evaluation.selective import risk_coverage
 from bayesify.evaluation.shift import Corruptions, shift
-from bayesify.loading import Data, as_loader
 from bayesify.posterior import Posterior, WeightPosterior
 
 NOTES = {

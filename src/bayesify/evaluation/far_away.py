@@ -30,10 +30,10 @@ from bayesify.core.clones import clone
 from bayesify.core.errors import DataError, OptionError, ShapeError, UnsupportedModelError
 from bayesify.core.streams import stream
 from bayesify.core.types import Draw, Named
+from bayesify.data.loading import Data, as_loader
 from bayesify.distributions import WeightDistribution
 from bayesify.evaluation.findings import Findings
 from bayesify.likelihoods import Categorical
-from bayesify.loading import Data, as_loader
 from bayesify.posterior import Posterior, WeightPosterior
 from bayesify.predictive import ClassPredictive
 

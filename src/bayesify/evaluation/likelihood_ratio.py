@@ -26,11 +26,11 @@ from torch import Tensor
 
 from bayesify.core.batches import split_batch, to_device
 from bayesify.core.errors import DataError, OptionError, ShapeError
+from bayesify.data.loading import Data, as_loader
 from bayesify.evaluation.checks import check_scores
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.membership import attack_auc, rounded_curve, spaced_rates, tprs_at
 from bayesify.evaluation.predictions import Predicts
-from bayesify.loading import Data, as_loader
 from bayesify.predictive import ClassPredictive, Predictive
 
 OWN_VARIANCE_FROM = 64

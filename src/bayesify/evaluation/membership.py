@@ -28,10 +28,10 @@ from torch import Tensor
 
 from bayesify.core.errors import DataError, OptionError
 from bayesify.core.types import Inputs, Named
+from bayesify.data.loading import Data, as_loader, evenly
 from bayesify.evaluation.checks import check_scores
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch, Predictions, Predicts, collect
-from bayesify.loading import Data, as_loader, evenly
 from bayesify.predictive import ClassPredictive, Predictive
 
 MemberScores = Float[Tensor, " members"]

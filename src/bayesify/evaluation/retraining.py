@@ -17,12 +17,12 @@ from bayesify.core.clones import clone
 from bayesify.core.errors import DataError, OptionError
 from bayesify.core.modes import seeded
 from bayesify.core.types import Inputs, Named, Readout
+from bayesify.data.loading import Data, as_loader
 from bayesify.distributions.particles import Particles
 from bayesify.evaluation.predictions import Predictions, Predicts, collect
 from bayesify.fitting import fit
 from bayesify.forward import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
-from bayesify.loading import Data, as_loader
 from bayesify.methods.base import Method, Problem, Run
 from bayesify.posterior import WeightPosterior
 from bayesify.starting import AUTO, AUTO_METHOD

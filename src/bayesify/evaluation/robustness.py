@@ -25,11 +25,11 @@ from bayesify.core.batches import split_batch, to_device
 from bayesify.core.errors import OptionError
 from bayesify.core.options import check_options, option
 from bayesify.core.streams import stream
+from bayesify.data.loading import Data, evenly_spread
 from bayesify.evaluation.attacks import NORMS, InputBox, check_input, fgsm, pgd, unit_ball
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch
 from bayesify.evaluation.slope import PRECISIONS
-from bayesify.loading import Data, evenly_spread
 from bayesify.posterior import Posterior
 
 ENOUGH_GRADIENT_SAMPLES = 10

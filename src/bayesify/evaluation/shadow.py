@@ -30,7 +30,8 @@ from bayesify.core.errors import (
 )
 from bayesify.core.options import check_options, option, to_json
 from bayesify.core.streams import stream
-from bayesify.data.parts import Examples
+from bayesify.data.examples import Examples
+from bayesify.data.loading import as_loader, evenly, subset
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.likelihood_ratio import (
     balanced_halves,
@@ -39,7 +40,6 @@ from bayesify.evaluation.likelihood_ratio import (
 )
 from bayesify.fitting import fit
 from bayesify.likelihoods import Likelihood, resolve
-from bayesify.loading import as_loader, evenly, subset
 from bayesify.methods.base import Method
 from bayesify.predictive import ClassPredictive
 from bayesify.weights.named import buffers_of, digest, raw_bytes, weights_of

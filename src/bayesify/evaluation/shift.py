@@ -20,7 +20,8 @@ from torch import Tensor
 from bayesify.core.batches import split_batch
 from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.core.options import check_options, option
-from bayesify.data.parts import Normalise, is_image_shape
+from bayesify.data.examples import Normalise, is_image_shape
+from bayesify.data.loading import Data, evenly_spread
 from bayesify.evaluation.corruptions import (
     CORRUPTIONS,
     SEVERITIES,
@@ -31,7 +32,6 @@ from bayesify.evaluation.corruptions import (
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.metrics import accuracy, ece, mean_nll
 from bayesify.evaluation.predictions import OnBatch, Predictions, Predicts, collect
-from bayesify.loading import Data, evenly_spread
 
 RANGE_TOLERANCE = 1e-3
 """How far rounding may take images out of [0, 1] on their way through `Normalise.inverse`."""

@@ -8,9 +8,9 @@ import torch
 
 from bayesify.core.batches import split_batch, to_device
 from bayesify.core.errors import DataError, UnsupportedModelError
+from bayesify.data.loading import Data, as_loader
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.likelihoods import Categorical
-from bayesify.loading import Data, as_loader
 from bayesify.posterior import Posterior
 from bayesify.predictive import ClassPredictive
 

@@ -21,8 +21,8 @@ from torch.utils.data import (
 
 from bayesify.core.batches import split_batch, tensors_of
 from bayesify.core.errors import DataError, OptionError, ShapeError
-from bayesify.data.parts import Examples
-from bayesify.samplers import known_indices
+from bayesify.data.examples import Examples
+from bayesify.data.samplers import known_indices
 
 Data = DataLoader[Any] | Dataset[Any] | tuple[Tensor, Tensor]
 """A loader of batches, a data set of `(x, y)` examples, or the tensors x and y themselves."""

@@ -18,8 +18,8 @@ from torch.utils.data import (
 
 from bayesify import BALI, MAP, DiagonalLaplace, Gaussian, Laplace, MeanFieldVI, evaluate, fit
 from bayesify.core.errors import DataError
-from bayesify.loading import as_loader
-from bayesify.samplers import check_one_process, different, known_indices, num_data
+from bayesify.data.loading import as_loader
+from bayesify.data.samplers import check_one_process, different, known_indices, num_data
 
 TOTAL, PART, NOISE = 240, 48, 0.5
 GENERATOR = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from bayesify import data
 from bayesify.core.errors import DataError
-from bayesify.data.intake import Intake
+from bayesify.data.new_inputs import Intake
 
 
 def through_json(splits):

@@ -3,8 +3,8 @@
 import torch
 from sklearn.datasets import load_digits
 
-from bayesify.data.cut import hold_out
 from bayesify.data.raw import Raw, Request
+from bayesify.data.splitting import hold_out
 
 TEST_SHARE = 0.25
 

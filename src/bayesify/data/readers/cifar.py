@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bayesify.core.errors import DataError
-from bayesify.data.parts import Normalise
+from bayesify.data.examples import Normalise
 from bayesify.data.raw import Raw, Request
 
 CLASSES = (

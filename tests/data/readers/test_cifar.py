@@ -7,7 +7,7 @@ import torch
 
 from bayesify import data
 from bayesify.core.errors import DataError
-from bayesify.data.cifar import CLASSES, read_batch
+from bayesify.data.readers.cifar import CLASSES, read_batch
 
 
 def write_batch(path, *, count=20, start=0):

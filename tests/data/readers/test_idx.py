@@ -7,7 +7,7 @@ import torch
 
 from bayesify import data
 from bayesify.core.errors import DataError
-from bayesify.data.idx import read_idx
+from bayesify.data.readers.idx import read_idx
 
 
 def idx(array):

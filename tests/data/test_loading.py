@@ -14,7 +14,7 @@ from torch.utils.data import (
 from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.data import splits
 from bayesify.data.augment import augmented
-from bayesify.loading import as_loader, evenly_spread, is_augmented, subset
+from bayesify.data.loading import as_loader, evenly_spread, is_augmented, subset
 
 from .zoo import Pairs
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bayesify.core.errors import DataError
-from bayesify.data.conform import conform
+from bayesify.data.resize import conform
 
 
 def test_images_of_the_right_shape_stay_as_they_are():

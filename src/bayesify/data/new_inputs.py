@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bayesify.core.errors import DataError
-from bayesify.data import folder, npz, table
-from bayesify.data.conform import conform
 from bayesify.data.encoding import Encoding
-from bayesify.data.parts import Normalise, Splits, is_image_shape
+from bayesify.data.examples import Normalise, Splits, is_image_shape
+from bayesify.data.readers import folder, npz, table
+from bayesify.data.resize import conform
 from bayesify.weights.named import dtype_named
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bayesify.data.toy import sinc, two_moons
+from bayesify.data.readers.toy import sinc, two_moons
 
 
 @pytest.mark.parametrize("draw", [sinc, two_moons])

@@ -9,7 +9,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from bayesify.core.errors import DataError
-from bayesify.data.parts import (
+from bayesify.data.examples import (
     VALIDATION_SHARE,
     Examples,
     Normalise,

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bayesify.core.errors import DataError
-from bayesify.data.parts import is_image_shape, unit
+from bayesify.data.examples import is_image_shape, unit
 
 _CHUNK = 1000  # images in float at a time
 

@@ -1,0 +1,1 @@
+"""One file for each format or set of data that is known by name."""
