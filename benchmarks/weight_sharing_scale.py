@@ -30,7 +30,7 @@ from torch import nn
 
 import bayesify
 from bayesify.compression import Sizes, compressed
-from bayesify.distributions.packed_normal import pack_state, unpack_state
+from bayesify.distributions.shared.packed import pack_state, unpack_state
 from bayesify.methods.merging import MergeLimits, merge
 from bayesify.methods.sharing import Source, booked, quantisation_error, structured, top
 from bayesify.numerics.mixture import fit_mixture

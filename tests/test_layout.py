@@ -11,7 +11,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 import bayesify
-from bayesify.predictive import mixture_log_prob
+from bayesify.likelihoods.predictive import mixture_log_prob
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "bayesify"

@@ -6,9 +6,9 @@ from bayesify import forward
 from bayesify.distributions.kl import kl_divergence
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
+from bayesify.distributions.priors import NormalPrior
 from bayesify.likelihoods import Categorical, Gaussian
 from bayesify.objective import elbo_terms, member_losses, negative_elbo
-from bayesify.priors import NormalPrior
 
 from .zoo import NETS
 

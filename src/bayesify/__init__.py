@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from bayesify.distributions.matrix_normal import MatrixNormal
     from bayesify.distributions.mean_field import MeanField
     from bayesify.distributions.particles import Particles
-    from bayesify.distributions.shared_normal import SharedNormal
+    from bayesify.distributions.priors import NormalPrior, Prior
+    from bayesify.distributions.shared.normal import SharedNormal
     from bayesify.dropout import DropoutPosterior
     from bayesify.evaluation.certificates import Certificate, certify
     from bayesify.evaluation.diagnosis import Diagnosis, diagnose
@@ -49,6 +50,12 @@ if TYPE_CHECKING:
     from bayesify.evaluation.temperature import temperature_scaled
     from bayesify.fitting import fit
     from bayesify.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+    from bayesify.likelihoods.predictive import (
+        ClassPredictive,
+        MultiLabelPredictive,
+        Predictive,
+        RegressionPredictive,
+    )
     from bayesify.linearised import LinearisedPosterior
     from bayesify.methods import METHODS
     from bayesify.methods.bali import BALI
@@ -70,13 +77,6 @@ if TYPE_CHECKING:
     from bayesify.objective import elbo_terms, member_losses, negative_elbo
     from bayesify.persistence import load, save
     from bayesify.posterior import FitRecord, Posterior, WeightPosterior
-    from bayesify.predictive import (
-        ClassPredictive,
-        MultiLabelPredictive,
-        Predictive,
-        RegressionPredictive,
-    )
-    from bayesify.priors import NormalPrior, Prior
     from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
     from bayesify.progress import ProgressBar
     from bayesify.recalibration import recalibrated
@@ -139,10 +139,10 @@ _HOME = {
     "FitRecord": "bayesify.posterior",
     "ProbitPosterior": "bayesify.probit",
     "LinearisedProbitPosterior": "bayesify.probit",
-    "Predictive": "bayesify.predictive",
-    "ClassPredictive": "bayesify.predictive",
-    "MultiLabelPredictive": "bayesify.predictive",
-    "RegressionPredictive": "bayesify.predictive",
+    "Predictive": "bayesify.likelihoods.predictive",
+    "ClassPredictive": "bayesify.likelihoods.predictive",
+    "MultiLabelPredictive": "bayesify.likelihoods.predictive",
+    "RegressionPredictive": "bayesify.likelihoods.predictive",
     "recalibrated": "bayesify.recalibration",
     "rescaled": "bayesify.rescaling",
     "temperature_scaled": "bayesify.evaluation.temperature",
@@ -151,8 +151,8 @@ _HOME = {
     "Categorical": "bayesify.likelihoods",
     "Bernoulli": "bayesify.likelihoods",
     "Gaussian": "bayesify.likelihoods",
-    "Prior": "bayesify.priors",
-    "NormalPrior": "bayesify.priors",
+    "Prior": "bayesify.distributions.priors",
+    "NormalPrior": "bayesify.distributions.priors",
     # your own loop
     "WeightDistribution": "bayesify.distributions.base",
     "MeanField": "bayesify.distributions.mean_field",
@@ -162,7 +162,7 @@ _HOME = {
     "LowRankNormal": "bayesify.distributions.low_rank_normal",
     "LowRankParticles": "bayesify.distributions.low_rank_particles",
     "Particles": "bayesify.distributions.particles",
-    "SharedNormal": "bayesify.distributions.shared_normal",
+    "SharedNormal": "bayesify.distributions.shared.normal",
     "kl_divergence": "bayesify.distributions.kl",
     "negative_elbo": "bayesify.objective",
     "elbo_terms": "bayesify.objective",

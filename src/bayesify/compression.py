@@ -6,7 +6,7 @@ from pathlib import Path
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.streams import stream
 from bayesify.distributions.mean_field import MeanField
-from bayesify.distributions.shared_normal import SharedNormal
+from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.methods.codebook import share
 from bayesify.persistence import disk_bytes
 from bayesify.posterior import WeightPosterior

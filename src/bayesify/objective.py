@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from bayesify.core.types import Inputs, Readout
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.kl import kl_divergence
+from bayesify.distributions.priors import Prior
 from bayesify.forward import local_outputs, outputs, read_tensor
 from bayesify.likelihoods import Likelihood
-from bayesify.priors import Prior
 from bayesify.weights.noise_scope import Scopes
 
 
@@ -95,7 +95,7 @@ def negative_elbo(
     Example:
         >>> from bayesify.distributions import MeanField
         >>> from bayesify.likelihoods import Categorical
-        >>> from bayesify.priors import NormalPrior
+        >>> from bayesify.distributions.priors import NormalPrior
         >>> net = nn.Linear(4, 3)
         >>> q = MeanField.around(net, scale=0.1)
         >>> x, y = torch.randn(8, 4), torch.randint(3, (8,))

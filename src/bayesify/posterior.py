@@ -21,10 +21,10 @@ from bayesify.core.streams import stream
 from bayesify.core.types import Inputs, Named, Readout
 from bayesify.distributions.base import WeightDistribution, check_one_network
 from bayesify.distributions.members import Members
+from bayesify.distributions.priors import Prior
 from bayesify.forward import outputs, read_tensor
 from bayesify.likelihoods import Likelihood
-from bayesify.predictive import Predictive
-from bayesify.priors import Prior
+from bayesify.likelihoods.predictive import Predictive
 from bayesify.trunk import Trunk
 from bayesify.weights.held_rows import held_rows
 from bayesify.weights.named import buffers_of, count, weights_of

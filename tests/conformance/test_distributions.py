@@ -21,9 +21,9 @@ from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
-from bayesify.distributions.shared_normal import SharedNormal
-from bayesify.priors import NormalPrior
-from bayesify.weights.coded import CodedTensor
+from bayesify.distributions.priors import NormalPrior
+from bayesify.distributions.shared.coded import CodedTensor
+from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.weights.named import buffers_of, copied, weights_of
 from bayesify.weights.structured import StructuredWeight
 

@@ -20,9 +20,9 @@ from bayesify.core.types import Named
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
-from bayesify.distributions.shared_normal import SharedNormal
+from bayesify.distributions.shared.coded import CodedTensor
+from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.tracing.linear_maps import roles
-from bayesify.weights.coded import CodedTensor
 from bayesify.weights.named import weights_of
 from bayesify.weights.noise_scope import NoiseScope, Scopes, noise_scopes
 from bayesify.weights.regression import RegressionWeight

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from bayesify.core.errors import LoadError, OptionError, ShapeError
 from bayesify.distributions.dense_normal import DenseNormal
 from bayesify.distributions.kl import kl_divergence
-from bayesify.priors import NormalPrior
+from bayesify.distributions.priors import NormalPrior
 from bayesify.weights.named import copied, weights_of
 
 

@@ -13,9 +13,9 @@ from bayesify.distributions.kl import kl_divergence
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
-from bayesify.distributions.shared_normal import SharedNormal
-from bayesify.priors import NormalPrior
-from bayesify.weights.coded import CodedTensor
+from bayesify.distributions.priors import NormalPrior
+from bayesify.distributions.shared.coded import CodedTensor
+from bayesify.distributions.shared.normal import SharedNormal
 
 
 def test_the_reference_layer_has_its_published_divergence():

@@ -6,7 +6,7 @@ from bayesify.core.errors import OptionError, ShapeError
 from bayesify.core.types import Named
 from bayesify.distributions.kl import kl_divergence
 from bayesify.distributions.kronecker_normal import FIELDS, KroneckerNormal
-from bayesify.priors import NormalPrior
+from bayesify.distributions.priors import NormalPrior
 
 TAU = 0.7
 

@@ -1,7 +1,7 @@
 import torch
 
 from bayesify.core.types import Inputs
-from bayesify.predictive import (
+from bayesify.likelihoods.predictive import (
     ClassPredictive,
     MultiLabelPredictive,
     Predictive,

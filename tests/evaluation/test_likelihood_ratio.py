@@ -14,7 +14,7 @@ from bayesify.evaluation.likelihood_ratio import (
     true_class_logits,
 )
 from bayesify.evaluation.membership import tpr_at
-from bayesify.predictive import ClassPredictive, RegressionPredictive
+from bayesify.likelihoods.predictive import ClassPredictive, RegressionPredictive
 
 from .stub import LinearPosterior
 

@@ -20,7 +20,7 @@ from bayesify.evaluation.membership import (
     tpr_se,
     tprs_at,
 )
-from bayesify.predictive import ClassPredictive
+from bayesify.likelihoods.predictive import ClassPredictive
 
 from .stub import LinearPosterior
 

@@ -34,7 +34,7 @@ from bayesify.evaluation.metrics import (
 )
 from bayesify.evaluation.predictions import Predictions, collect
 from bayesify.evaluation.regression import interval_calibration, interval_coverage
-from bayesify.predictive import RegressionPredictive
+from bayesify.likelihoods.predictive import RegressionPredictive
 
 from .stub import LinearPosterior
 

@@ -14,7 +14,11 @@ from bayesify.evaluation.ood import (
     ood_metrics,
     roc_curve,
 )
-from bayesify.predictive import ClassPredictive, MultiLabelPredictive, RegressionPredictive
+from bayesify.likelihoods.predictive import (
+    ClassPredictive,
+    MultiLabelPredictive,
+    RegressionPredictive,
+)
 
 HIGH, LOW = torch.tensor([3.0, 2.0]), torch.tensor([1.0, 0.0])
 

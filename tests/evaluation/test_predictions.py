@@ -9,7 +9,7 @@ from bayesify.evaluation.predictions import (
     collect_unlabelled,
     flatten_positions,
 )
-from bayesify.predictive import ClassPredictive
+from bayesify.likelihoods.predictive import ClassPredictive
 
 from .stub import LinearPosterior
 

@@ -12,7 +12,7 @@ from bayesify.evaluation.regression import (
     interval_coverage,
     mean_crps,
 )
-from bayesify.predictive import RegressionPredictive
+from bayesify.likelihoods.predictive import RegressionPredictive
 
 
 def test_the_middle_of_the_distribution_is_in_every_interval():

@@ -12,7 +12,7 @@ from bayesify.data.examples import Normalise
 from bayesify.evaluation.corruptions import corrupt, families_for
 from bayesify.evaluation.evaluate import evaluate
 from bayesify.evaluation.shift import Corruptions, shift
-from bayesify.predictive import ClassPredictive, RegressionPredictive
+from bayesify.likelihoods.predictive import ClassPredictive, RegressionPredictive
 
 FEW = Corruptions(families=("gaussian_noise", "contrast"), severities=(1, 4))
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bayesify.core.types import Named
-from bayesify.distributions.shared_normal import LAWS, SharedNormal
+from bayesify.distributions.shared.normal import LAWS, SharedNormal
 from bayesify.methods import codebook
 from bayesify.methods.codebook import share
 from bayesify.methods.merging import MergeLimits

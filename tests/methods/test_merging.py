@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from bayesify.distributions.shared.coded import CodedTensor
 from bayesify.methods.codebook import share
 from bayesify.methods.merging import MergeLimits, current, merge
 from bayesify.methods.sharing import Source
 from bayesify.numerics.mixture import Mixture
 from bayesify.numerics.wasserstein import squared_wasserstein
-from bayesify.weights.coded import CodedTensor
 
 
 def mixture(

@@ -3,7 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from bayesify.distributions.mean_field import magnitudes
-from bayesify.distributions.shared_normal import SharedNormal
+from bayesify.distributions.priors import NormalPrior
+from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.methods import shared_tuning
 from bayesify.methods.base import Problem
 from bayesify.methods.codebook import share
@@ -11,7 +12,6 @@ from bayesify.methods.merging import MergeLimits, current, merge
 from bayesify.methods.shared_tuning import Tuning, TuningOptions
 from bayesify.methods.sharing import Source
 from bayesify.objective import negative_elbo
-from bayesify.priors import NormalPrior
 from bayesify.weights.named import weights_of
 from bayesify.weights.noise_scope import noise_scopes
 

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from bayesify.core.types import Named
-from bayesify.distributions.shared_normal import SharedNormal
+from bayesify.distributions.shared.coded import CodedTensor
+from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.methods.sharing import (
     BLENDED,
     ELLIPSE,
@@ -19,7 +20,6 @@ from bayesify.methods.sharing import (
     top,
 )
 from bayesify.numerics.mixture import Mixture, fit_mixture
-from bayesify.weights.coded import CodedTensor
 
 
 def toy(dtype: torch.dtype = torch.float32) -> tuple[Named, Named]:

@@ -23,7 +23,7 @@ from bayesify import (
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.options import from_json, to_json
 from bayesify.distributions.mean_field import MeanField
-from bayesify.distributions.shared_normal import LAWS, SharedNormal
+from bayesify.distributions.shared.normal import LAWS, SharedNormal
 from bayesify.methods import weight_sharing
 from bayesify.methods.base import Problem
 from bayesify.methods.codebook import share

@@ -9,7 +9,7 @@ import torch
 from bayesify.evaluation import metrics
 from bayesify.evaluation.ood import fpr95
 from bayesify.evaluation.selective import risk_coverage
-from bayesify.predictive import ClassPredictive
+from bayesify.likelihoods.predictive import ClassPredictive
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -11,7 +11,7 @@ from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
-from bayesify.distributions.shared_normal import SharedNormal
+from bayesify.distributions.shared.normal import SharedNormal
 
 DISTRIBUTIONS: dict[str, type[WeightDistribution]] = {
     "DenseNormal": DenseNormal,

@@ -15,9 +15,9 @@ from bayesify.distributions.dense_normal import DenseNormal
 from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
-from bayesify.distributions.shared_normal import SharedNormal
+from bayesify.distributions.priors import NormalPrior, Prior
+from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.numerics.linalg import log_determinant
-from bayesify.priors import NormalPrior, Prior
 
 
 def kl_divergence(q: WeightDistribution, prior: Prior) -> Float[Tensor, ""]:

@@ -24,6 +24,7 @@ from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.core.streams import stream
 from bayesify.data.loading import Data, as_loader, subset
 from bayesify.distributions.kl import has_density, kl_divergence
+from bayesify.distributions.priors import Prior
 from bayesify.evaluation.findings import Findings
 from bayesify.likelihoods import Categorical
 from bayesify.numerics.pac_bayes import (
@@ -33,7 +34,6 @@ from bayesify.numerics.pac_bayes import (
     seeger_bound,
 )
 from bayesify.posterior import Posterior, WeightPosterior
-from bayesify.priors import Prior
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from bayesify.data.loading import Data, as_loader
 from bayesify.distributions import WeightDistribution
 from bayesify.evaluation.findings import Findings
 from bayesify.likelihoods import Categorical
+from bayesify.likelihoods.predictive import ClassPredictive
 from bayesify.posterior import Posterior, WeightPosterior
-from bayesify.predictive import ClassPredictive
 
 FAR = (1e6, 1e9, 1e12)
 """Radii from which on rays may be affine; the first one that is decides, for accuracy.

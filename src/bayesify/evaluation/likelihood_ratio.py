@@ -31,7 +31,7 @@ from bayesify.evaluation.checks import check_scores
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.membership import attack_auc, rounded_curve, spaced_rates, tprs_at
 from bayesify.evaluation.predictions import Predicts
-from bayesify.predictive import ClassPredictive, Predictive
+from bayesify.likelihoods.predictive import ClassPredictive, Predictive
 
 OWN_VARIANCE_FROM = 64
 """Shadows from which on every example has variances of its own."""

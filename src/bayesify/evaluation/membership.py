@@ -32,7 +32,7 @@ from bayesify.data.loading import Data, as_loader, evenly
 from bayesify.evaluation.checks import check_scores
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch, Predictions, Predicts, collect
-from bayesify.predictive import ClassPredictive, Predictive
+from bayesify.likelihoods.predictive import ClassPredictive, Predictive
 
 MemberScores = Float[Tensor, " members"]
 OtherScores = Float[Tensor, " others"]

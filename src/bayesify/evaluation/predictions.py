@@ -18,7 +18,7 @@ from torch import Tensor
 from bayesify.core.batches import batch_size, split_batch, to_device
 from bayesify.core.errors import DataError, LoadError, ShapeError
 from bayesify.core.types import Inputs, Named
-from bayesify.predictive import Predictive
+from bayesify.likelihoods.predictive import Predictive
 
 OnBatch = Callable[[int], None]
 """Called after every batch with the number of inputs it held; enough for a progress bar."""

@@ -40,8 +40,8 @@ from bayesify.evaluation.likelihood_ratio import (
 )
 from bayesify.fitting import fit
 from bayesify.likelihoods import Likelihood, resolve
+from bayesify.likelihoods.predictive import ClassPredictive
 from bayesify.methods.base import Method
-from bayesify.predictive import ClassPredictive
 from bayesify.weights.named import buffers_of, digest, raw_bytes, weights_of
 
 Build = Callable[[int], nn.Module]

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesify.core.errors import UnsupportedModelError
+from bayesify.likelihoods.predictive import ClassPredictive
 from bayesify.posterior import Posterior
-from bayesify.predictive import ClassPredictive
 
 PRECISIONS = ("float32", "bfloat16")
 

@@ -11,8 +11,8 @@ from bayesify.core.errors import DataError, UnsupportedModelError
 from bayesify.data.loading import Data, as_loader
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.likelihoods import Categorical
+from bayesify.likelihoods.predictive import ClassPredictive
 from bayesify.posterior import Posterior
-from bayesify.predictive import ClassPredictive
 
 AnyPosterior = TypeVar("AnyPosterior", bound=Posterior)
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesify.predictive import Predictive
+from bayesify.likelihoods.predictive import Predictive
 
 
 class Likelihood(nn.Module, ABC):

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from bayesify.core.errors import DataError, ShapeError
 from bayesify.likelihoods.base import Likelihood
+from bayesify.likelihoods.predictive import MultiLabelPredictive
 from bayesify.numerics.noise import noise, single_or_better, widened
-from bayesify.predictive import MultiLabelPredictive
 
 
 class Bernoulli(Likelihood):

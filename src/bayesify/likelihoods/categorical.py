@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.likelihoods.base import Likelihood
+from bayesify.likelihoods.predictive import ClassPredictive
 from bayesify.numerics.noise import noise, single_or_better, widened
-from bayesify.predictive import ClassPredictive
 
 
 class Categorical(Likelihood):

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.likelihoods.base import Likelihood
+from bayesify.likelihoods.predictive import RegressionPredictive, check_degrees
 from bayesify.numerics.noise import noise, single_or_better, widened
-from bayesify.predictive import RegressionPredictive, check_degrees
 
 MIN_VARIANCE = 1e-4
 """Smallest noise variance that `reestimate_` sets, in squared units of the standardised target: a

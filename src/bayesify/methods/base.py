@@ -17,9 +17,9 @@ from bayesify.checkpointing import check_graph
 from bayesify.core.errors import DivergenceError
 from bayesify.core.types import Inputs, Named, Readout
 from bayesify.distributions.base import WeightDistribution
+from bayesify.distributions.priors import Prior
 from bayesify.likelihoods import Likelihood
 from bayesify.posterior import Posterior, WeightPosterior
-from bayesify.priors import Prior
 from bayesify.tracing.trace import call
 
 

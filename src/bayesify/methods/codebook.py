@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from bayesify.core.types import Named
-from bayesify.distributions.shared_normal import SharedNormal
+from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.methods.merging import MergeLimits, merge
 from bayesify.methods.sharing import Source, booked, quantisation_error, structured, top
 from bayesify.numerics.mixture import fit_mixture

@@ -30,9 +30,9 @@ from bayesify.core.options import ByTask, check_options, option, register
 from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.mean_field import MeanField, magnitudes
+from bayesify.distributions.priors import NormalPrior
 from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem, adam
 from bayesify.objective import elbo_terms
-from bayesify.priors import NormalPrior
 from bayesify.weights.named import copied
 from bayesify.weights.noise_scope import noise_scopes
 from bayesify.weights.select import all_weights

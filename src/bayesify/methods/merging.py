@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from bayesify.distributions.shared_normal import SharedNormal
+from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.methods.sharing import Source
 from bayesify.numerics.mixture import Mixture
 from bayesify.numerics.wasserstein import merged, squared_wasserstein_pairs

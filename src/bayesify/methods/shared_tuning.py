@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bayesify.distributions.mean_field import magnitudes
-from bayesify.distributions.shared_normal import SharedNormal
+from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.methods.base import Problem
 from bayesify.methods.mean_field_vi import elbo_run, prior_in_units
 from bayesify.methods.merging import MergeLimits, current, merge

@@ -29,10 +29,10 @@ from torch import Tensor
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.core.types import Named
 from bayesify.distributions.mean_field import magnitudes
-from bayesify.distributions.shared_normal import SHARED_LAWS, SharedNormal
+from bayesify.distributions.shared.coded import CodedTensor
+from bayesify.distributions.shared.normal import SHARED_LAWS, SharedNormal
 from bayesify.numerics.histogram import GRID, Histogram
 from bayesify.numerics.mixture import Mixture, assign
-from bayesify.weights.coded import CodedTensor
 
 ELLIPSE = 5.991
 """The 95th percentile of chi^2 with 2 degrees of freedom."""

@@ -11,7 +11,7 @@ off by default here: what is left is k-means on a diagonal Laplace approximation
     tuning     mean_b E_q[-log p(y_b | x_b, w)] + T KL(q || prior) / N  over the book and the
                outliers, where KL is exact: each code's term times the number of its weights
 
-Completions of ours. The published sampling law is ambiguous (`distributions/shared_normal.py` names
+Completions of ours. The published sampling law is ambiguous (`distributions/shared/normal.py` names
 the readings); by default every weight draws for itself, since draws that are shared by all weights
 of a code break the posterior unless their variance is tiny. Coordinates are relative to each
 tensor's root mean square and use log scale, so that one book serves all layers. Variances of the
@@ -36,7 +36,7 @@ from bayesify.core.types import Inputs, Named
 from bayesify.distributions.base import Marginals
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.distributions.particles import Particles
-from bayesify.distributions.shared_normal import LAWS, SharedNormal
+from bayesify.distributions.shared.normal import LAWS, SharedNormal
 from bayesify.methods.base import PRETRAIN_HELP, Method, Pretrain, Problem, Run
 from bayesify.methods.codebook import share
 from bayesify.methods.diagonal_laplace import DiagonalLaplace

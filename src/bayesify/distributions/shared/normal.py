@@ -36,9 +36,9 @@ from bayesify.core.errors import (
 )
 from bayesify.core.types import Named
 from bayesify.distributions.base import WeightDistribution, check_factor
-from bayesify.distributions.packed_normal import pack_state, unpack_state
+from bayesify.distributions.shared.coded import CodedTensor
+from bayesify.distributions.shared.packed import pack_state, unpack_state
 from bayesify.numerics.noise import standard_normal_rows
-from bayesify.weights.coded import CodedTensor
 from bayesify.weights.gaussian import gaussian_weights
 from bayesify.weights.noise_scope import Scopes
 from bayesify.weights.store import decode, encode

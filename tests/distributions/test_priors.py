@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Normal
 
 from bayesify.core.errors import OptionError
-from bayesify.priors import NormalPrior
+from bayesify.distributions.priors import NormalPrior
 
 
 def test_log_prob_is_torchs_summed_over_all_weights():

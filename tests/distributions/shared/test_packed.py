@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from bayesify import WeightPosterior, load, save
 from bayesify.core.errors import LoadError
 from bayesify.core.types import Named
-from bayesify.distributions.packed_normal import NUMBERS, pack_state, unpack_state
-from bayesify.distributions.shared_normal import LAWS, SharedNormal
+from bayesify.distributions.shared.coded import CodedTensor
+from bayesify.distributions.shared.normal import LAWS, SharedNormal
+from bayesify.distributions.shared.packed import NUMBERS, pack_state, unpack_state
 from bayesify.likelihoods import Categorical
-from bayesify.weights.coded import CodedTensor
 
 SHAPES = {"0.weight": (20, 30), "0.bias": (20,), "2.weight": (3, 5, 2, 2), "2.scale": (1,)}
 

@@ -9,9 +9,9 @@ from bayesify import WeightPosterior
 from bayesify.core.errors import OptionError, ShapeError, UnsupportedModelError
 from bayesify.core.types import Named
 from bayesify.distributions.base import Scalable
-from bayesify.distributions.shared_normal import LAWS, SharedNormal
+from bayesify.distributions.shared.coded import CodedTensor
+from bayesify.distributions.shared.normal import LAWS, SharedNormal
 from bayesify.likelihoods import Categorical
-from bayesify.weights.coded import CodedTensor
 from bayesify.weights.gaussian import GaussianWeight
 
 K = 4

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bayesify.core.errors import ShapeError
-from bayesify.weights.coded import CodedTensor
+from bayesify.distributions.shared.coded import CodedTensor
 
 SHAPES = [(), (1,), (7,), (4, 5), (3, 2, 2, 3)]
 K = 6

@@ -9,7 +9,7 @@ from torch import distributions as D
 from torch.nn import functional as F
 
 from bayesify.core.errors import OptionError
-from bayesify.predictive import (
+from bayesify.likelihoods.predictive import (
     ClassPredictive,
     MultiLabelPredictive,
     RegressionPredictive,
