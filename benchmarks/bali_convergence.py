@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import bayesify
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 
 BATCH, EPOCHS, PASSES, SAMPLES = 100, 200, 20, 100
 SHORT = {"epochs": PASSES, "min_steps": 1, "warmup": 20, "rate": 0.4, "prior_precision": 0.1}

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import bayesify
 from bayesify.data.readers.toy import sinc, two_moons
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import resolve
 from bayesify.report.style import INK, MUTED, PALETTE, PAPER, new_figure, plain, settings, to_svg
 

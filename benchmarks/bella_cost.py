@@ -60,7 +60,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bayesify
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 from bayesify.weights import low_rank
 from bayesify.weights.low_rank import LowRankWeight
 

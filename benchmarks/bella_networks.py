@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import bayesify
 from bayesify.distributions.low_rank_particles import LowRankParticles
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 
 try:
     from transformers import BertConfig, BertForSequenceClassification

@@ -33,9 +33,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import bayesify
-from bayesify.chunking import Footprint, default_chunk_size
 from bayesify.distributions.low_rank_particles import LowRankParticles
-from bayesify.forward import read_tensor
+from bayesify.forward.chunking import Footprint, default_chunk_size
+from bayesify.forward.outputs import read_tensor
 
 TOKENS = (4, 8, 16, 32, 64)
 PASSES = {"predict": (1, 0), "step": (2, 8)}

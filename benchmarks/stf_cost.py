@@ -29,7 +29,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import bayesify
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 
 SAMPLES = 16
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": "2147483648", "MALLOC_TRIM_THRESHOLD_": "17179869184"}

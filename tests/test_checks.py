@@ -10,7 +10,7 @@ from bayesify.checks import check_data, check_held_out
 from bayesify.core.batches import Unbatched
 from bayesify.core.errors import DataError, ShapeError, UnsupportedModelError
 from bayesify.data.loading import as_loader
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Categorical
 
 X = torch.randn(20, 4)

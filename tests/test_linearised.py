@@ -14,7 +14,7 @@ from bayesify.core.types import Inputs, Named
 from bayesify.distributions.dense_normal import DenseNormal
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.particles import Particles
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Categorical, Gaussian
 from bayesify.linearised import LinearisedPosterior
 from bayesify.rescaling import times

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from bayesify import forward
 from bayesify.distributions.kl import kl_divergence
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
 from bayesify.distributions.priors import NormalPrior
+from bayesify.forward import outputs as forward
 from bayesify.likelihoods import Categorical, Gaussian
 from bayesify.objective import elbo_terms, member_losses, negative_elbo
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from bayesify.core.batches import split_batch
 from bayesify.core.types import Inputs
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Categorical
 from bayesify.methods.base import Problem
 

@@ -15,11 +15,11 @@ from bayesify.core.batches import batch_size, split_batch, tensors_of, to_device
 from bayesify.core.errors import BayesifyError, DataError, ShapeError, UnsupportedModelError
 from bayesify.core.modes import evaluating
 from bayesify.core.types import Inputs, Readout
+from bayesify.forward.trunk import TOLERANCE, close
 from bayesify.likelihoods import Likelihood
 from bayesify.posterior import Posterior
 from bayesify.single_examples import Lengths, check_examples
 from bayesify.tracing.trace import call
-from bayesify.trunk import TOLERANCE, close
 
 
 @dataclass(frozen=True)

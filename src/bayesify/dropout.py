@@ -29,13 +29,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesify.checkpointing import no_checkpointing
 from bayesify.core.batches import batch_size, to_device
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.core.modes import attention_for_vmap, evaluating
 from bayesify.core.types import Inputs, Named, Readout
 from bayesify.distributions.particles import Particles
-from bayesify.forward import read_tensor
+from bayesify.forward.checkpointing import no_checkpointing
+from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior, check_samples
 from bayesify.tracing.trace import call

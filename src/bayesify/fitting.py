@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from bayesify.callbacks import Callback
 from bayesify.certifying import CertifyingPart, cut
 from bayesify.checks import check_data, check_held_out
-from bayesify.chunking import can_vectorize
 from bayesify.core.batches import first_example, split_batch, to_device
 from bayesify.core.clones import clone
 from bayesify.core.errors import OptionError, UnsupportedModelError
@@ -27,7 +26,8 @@ from bayesify.core.wrappers import unwrap_parts_, unwrapped
 from bayesify.cost import CostMeter, FlopCounter
 from bayesify.data.loading import Data, Passes, as_loader, is_augmented
 from bayesify.data.samplers import check_one_process, different, num_data
-from bayesify.forward import read_tensor
+from bayesify.forward.chunking import can_vectorize
+from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior

@@ -26,7 +26,7 @@ from bayesify.core.errors import UnsupportedModelError
 from bayesify.core.modes import evaluating
 from bayesify.core.types import Inputs
 from bayesify.distributions.base import WeightDistribution, check_one_network
-from bayesify.forward import linearised_outputs
+from bayesify.forward.outputs import linearised_outputs
 from bayesify.likelihoods import Likelihood
 from bayesify.posterior import WeightPosterior, check_samples
 from bayesify.weights.named import buffers_of

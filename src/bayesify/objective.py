@@ -17,7 +17,7 @@ from bayesify.core.types import Inputs, Readout
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.kl import kl_divergence
 from bayesify.distributions.priors import Prior
-from bayesify.forward import local_outputs, outputs, read_tensor
+from bayesify.forward.outputs import local_outputs, outputs, read_tensor
 from bayesify.likelihoods import Likelihood
 from bayesify.weights.noise_scope import Scopes
 

@@ -26,7 +26,7 @@ from bayesify.core.wrappers import bare_copy
 from bayesify.distributions import DISTRIBUTIONS
 from bayesify.distributions.priors import NormalPrior
 from bayesify.dropout import DropoutPosterior
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import LIKELIHOODS
 from bayesify.linearised import LinearisedPosterior
 from bayesify.posterior import FitRecord, Posterior, WeightPosterior

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bayesify.chunking import Footprint, can_vectorize, default_chunk_size
 from bayesify.core.batches import tensors_of, to_device
 from bayesify.core.clones import values_left
 from bayesify.core.errors import OptionError
@@ -22,10 +21,11 @@ from bayesify.core.types import Inputs, Named, Readout
 from bayesify.distributions.base import WeightDistribution, check_one_network
 from bayesify.distributions.members import Members
 from bayesify.distributions.priors import Prior
-from bayesify.forward import outputs, read_tensor
+from bayesify.forward.chunking import Footprint, can_vectorize, default_chunk_size
+from bayesify.forward.outputs import outputs, read_tensor
+from bayesify.forward.trunk import Trunk
 from bayesify.likelihoods import Likelihood
 from bayesify.likelihoods.predictive import Predictive
-from bayesify.trunk import Trunk
 from bayesify.weights.held_rows import held_rows
 from bayesify.weights.named import buffers_of, count, weights_of
 

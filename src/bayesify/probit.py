@@ -28,7 +28,7 @@ from bayesify.core.errors import UnsupportedModelError
 from bayesify.core.modes import evaluating
 from bayesify.core.types import Inputs
 from bayesify.distributions.base import WeightDistribution, check_one_network
-from bayesify.forward import call_at
+from bayesify.forward.outputs import call_at
 from bayesify.likelihoods import Likelihood
 from bayesify.linearised import LinearisedPosterior
 from bayesify.numerics.noise import widened

@@ -5,13 +5,13 @@ import copy
 import torch
 from torch.utils.data import DataLoader
 
-from bayesify.batch_norm import averaging, batch_norms, statistics_of
 from bayesify.core.batches import split_batch, to_device
 from bayesify.core.modes import seeded
 from bayesify.core.streams import stream
 from bayesify.data.loading import Data, as_loader
 from bayesify.distributions.members import Members
-from bayesify.forward import outputs
+from bayesify.forward.batch_norm import averaging, batch_norms, statistics_of
+from bayesify.forward.outputs import outputs
 from bayesify.posterior import WeightPosterior
 from bayesify.weights.named import buffers_of
 

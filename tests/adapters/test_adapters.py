@@ -13,7 +13,7 @@ from bayesify.adapters import export_adapters, import_adapters
 from bayesify.adapters.layers import from_peft, keys_of, misfit, to_peft
 from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.distributions import LowRankParticles, MeanField
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Categorical
 from bayesify.methods.bella import Bella
 from bayesify.weights.named import buffers_of

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bayesify import forward
 from bayesify.core.types import Draw, Named
 from bayesify.distributions import DISTRIBUTIONS, WeightDistribution
 from bayesify.distributions.dense_normal import DenseNormal
@@ -24,6 +23,7 @@ from bayesify.distributions.particles import Particles
 from bayesify.distributions.priors import NormalPrior
 from bayesify.distributions.shared.coded import CodedTensor
 from bayesify.distributions.shared.normal import SharedNormal
+from bayesify.forward import outputs as forward
 from bayesify.weights.named import buffers_of, copied, weights_of
 from bayesify.weights.structured import StructuredWeight
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bayesify import forward
 from bayesify.core.modes import attention_for_vmap
 from bayesify.core.types import Named
 from bayesify.distributions.base import WeightDistribution
@@ -22,6 +21,7 @@ from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.shared.coded import CodedTensor
 from bayesify.distributions.shared.normal import SharedNormal
+from bayesify.forward import outputs as forward
 from bayesify.tracing.linear_maps import roles
 from bayesify.weights.named import weights_of
 from bayesify.weights.noise_scope import NoiseScope, Scopes, noise_scopes

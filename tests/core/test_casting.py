@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from bayesify import MeanField, first_layer, forward, last_layer
+from bayesify import MeanField, first_layer, last_layer
 from bayesify.core.casting import cast_together
+from bayesify.forward import outputs as forward
 
 from .zoo import NETS
 

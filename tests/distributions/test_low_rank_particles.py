@@ -6,10 +6,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from bayesify import WeightPosterior, forward, load, matching, save
+from bayesify import WeightPosterior, load, matching, save
 from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.core.types import Named
 from bayesify.distributions.low_rank_particles import LowRankParticles
+from bayesify.forward import outputs as forward
 from bayesify.likelihoods import Categorical
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import buffers_of, weights_of

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayesify import forward
 from bayesify.core.errors import ShapeError
 from bayesify.core.types import Named
 from bayesify.distributions import matrix_normal
 from bayesify.distributions.matrix_normal import Layer, MatrixNormal
+from bayesify.forward import outputs as forward
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 SHAPES = {"0.weight": (3, 2), "0.bias": (3,), "1.weight": (2, 3, 2, 2)}

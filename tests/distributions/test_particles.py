@@ -3,8 +3,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from bayesify import forward
 from bayesify.distributions.particles import Particles
+from bayesify.forward import outputs as forward
 
 from ..zoo import NETS
 

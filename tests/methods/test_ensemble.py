@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from bayesify import MAP, Ensemble, OptionError, fit, forward
+from bayesify import MAP, Ensemble, OptionError, fit
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.core.options import from_json, register, to_json
 from bayesify.distributions.particles import Particles
+from bayesify.forward import outputs as forward
 from bayesify.methods.fresh import fresh_starts
 from bayesify.methods.member_training import Training, train_members
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesify import BALI, Categorical, Gaussian, NotPositiveDefiniteError
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 from bayesify.methods.base import Problem
 from bayesify.methods.layerwise import LayerwiseRun
 

@@ -12,11 +12,12 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from bayesify import Bella, fit, forward, matching
+from bayesify import Bella, fit, matching
 from bayesify.core.errors import DataError, UnsupportedModelError
 from bayesify.core.types import Where
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.particles import Particles
+from bayesify.forward import outputs as forward
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesify.likelihoods.base import Likelihood
 from bayesify.methods.base import GradientRun, Problem

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bayesify import forward
 from bayesify.distributions.mean_field import MeanField
+from bayesify.forward import outputs as forward
 from bayesify.weights.gaussian import GaussianWeight
 from bayesify.weights.noise_scope import NoiseScope, OtherUseError, Scopes, noise_scopes
 

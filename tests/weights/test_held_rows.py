@@ -91,7 +91,7 @@ def test_a_table_that_a_head_reads_too_has_no_such_row():
 def test_noise_of_each_example_leaves_the_row_too():
     """In training, where weights are structured."""
     from bayesify.distributions import MeanField
-    from bayesify.forward import local_outputs
+    from bayesify.forward.outputs import local_outputs
 
     net = Text(row=0.5)
     q = MeanField.around(net, where=matching("table.*"), scale=1.0)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import jacrev
 from torch.nn import functional as F
 
-from bayesify import forward
 from bayesify.core.types import Draw, Named
+from bayesify.forward import outputs as forward
 from bayesify.tracing.linear_maps import LinearMap
 from bayesify.weights import regression
 from bayesify.weights.noise_scope import NoiseScope

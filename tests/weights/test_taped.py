@@ -3,9 +3,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesify import forward
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.core.types import Named
+from bayesify.forward import outputs as forward
 from bayesify.weights.gaussian import GaussianWeight
 from bayesify.weights.taped import Tape, TapedWeight
 

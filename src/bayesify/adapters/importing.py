@@ -30,7 +30,7 @@ from bayesify.core.clones import clone
 from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.core.types import Named, Readout
 from bayesify.distributions import LowRankParticles
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.numerics.noise import single_or_better
 from bayesify.posterior import WeightPosterior

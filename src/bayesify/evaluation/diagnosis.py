@@ -39,7 +39,7 @@ from bayesify.evaluation.layers import layers_of, redrawable_layers, selector_of
 from bayesify.evaluation.metrics import accuracy, label_accuracy, mean_nll, rmse
 from bayesify.evaluation.predictions import Predictions
 from bayesify.evaluation.retraining import Retraining
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import Method
 from bayesify.methods.fresh import fresh_weights

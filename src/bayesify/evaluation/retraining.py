@@ -21,7 +21,7 @@ from bayesify.data.loading import Data, as_loader
 from bayesify.distributions.particles import Particles
 from bayesify.evaluation.predictions import Predictions, Predicts, collect
 from bayesify.fitting import fit
-from bayesify.forward import read_tensor
+from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.methods.base import Method, Problem, Run
 from bayesify.posterior import WeightPosterior

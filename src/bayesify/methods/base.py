@@ -13,11 +13,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from bayesify.checkpointing import check_graph
 from bayesify.core.errors import DivergenceError
 from bayesify.core.types import Inputs, Named, Readout
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.priors import Prior
+from bayesify.forward.checkpointing import check_graph
 from bayesify.likelihoods import Likelihood
 from bayesify.posterior import Posterior, WeightPosterior
 from bayesify.tracing.trace import call

@@ -32,13 +32,13 @@ from typing import Self
 
 import torch
 
-from bayesify.batch_norm import batch_norms, recalibrate_, statistics_of
 from bayesify.core.errors import OptionError
 from bayesify.core.modes import held_modes
 from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Named, Where
 from bayesify.distributions.low_rank_particles import LowRankParticles
-from bayesify.feature_cache import CACHE_LIMIT
+from bayesify.forward.batch_norm import batch_norms, recalibrate_, statistics_of
+from bayesify.forward.feature_cache import CACHE_LIMIT
 from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.member_training import INDEPENDENT, Training, train_members

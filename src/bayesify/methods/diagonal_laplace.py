@@ -35,7 +35,7 @@ from bayesify.core.modes import evaluating
 from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.mean_field import MeanField, magnitudes
-from bayesify.forward import squared_gradients
+from bayesify.forward.outputs import squared_gradients
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.numerics.noise import single_or_better
 from bayesify.posterior import WeightPosterior

@@ -14,12 +14,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bayesify.batch_norm import batch_norms
 from bayesify.core.clones import clone
 from bayesify.core.modes import train_
 from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs, Where
 from bayesify.distributions.particles import Particles
+from bayesify.forward.batch_norm import batch_norms
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem, Run
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.member_training import Training, train_members

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesify.calling import call_at
 from bayesify.core.batches import rows
 from bayesify.core.errors import DivergenceError
 from bayesify.core.modes import evaluating
@@ -38,6 +37,7 @@ from bayesify.core.types import Inputs, Where
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.mean_field import magnitudes
+from bayesify.forward.calling import call_at
 from bayesify.linearised import LinearisedPosterior
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.methods.laplace_torch import Curvature

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesify.checkpointing import no_checkpointing
 from bayesify.core.batches import batch_size, rows
 from bayesify.core.errors import DivergenceError, OptionError, UnsupportedModelError
 from bayesify.core.modes import attention_for_vmap, evaluating, seeded
@@ -28,6 +27,7 @@ from bayesify.core.types import Inputs, Named, Readout
 from bayesify.distributions.dense_normal import DenseNormal
 from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.mean_field import MeanField
+from bayesify.forward.checkpointing import no_checkpointing
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import Problem
 from bayesify.methods.laplace_limits import KINDS, check_layers, check_likelihood

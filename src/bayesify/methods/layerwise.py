@@ -19,13 +19,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from bayesify import forward
 from bayesify.checks import check_batch
 from bayesify.core.batches import first_example, to_device
 from bayesify.core.errors import OptionError
 from bayesify.core.modes import evaluating, train_
 from bayesify.core.types import Draw, Inputs, Named, Readout
 from bayesify.distributions.matrix_normal import MatrixNormal
+from bayesify.forward import outputs as forward
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.layerwise_checks import PATIENCE, diverged
 from bayesify.methods.layerwise_options import LayerwiseOptions, Scales

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bayesify.checkpointing import no_checkpointing
 from bayesify.core.modes import train_
 from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs
 from bayesify.distributions.particles import Particles
+from bayesify.forward.checkpointing import no_checkpointing
 from bayesify.methods.base import GradientRun, Problem
 from bayesify.methods.member_training import optimiser_of, trainable
 from bayesify.weights.held_rows import keep_held_rows_

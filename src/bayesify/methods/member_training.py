@@ -19,19 +19,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bayesify.chunking import Footprint, default_chunk_size
 from bayesify.core.batches import tensors_of
 from bayesify.core.errors import DataError, UnsupportedModelError
 from bayesify.core.types import Inputs
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.particles import Particles
-from bayesify.feature_cache import CACHE_LIMIT, FeatureCache
-from bayesify.forward import outputs, own_outputs
+from bayesify.forward.chunking import Footprint, default_chunk_size
+from bayesify.forward.feature_cache import CACHE_LIMIT, FeatureCache
+from bayesify.forward.outputs import outputs, own_outputs
+from bayesify.forward.trunk import Trunk
 from bayesify.methods.base import GradientRun, Problem, adam
 from bayesify.methods.interaction import clip_members_, svgd_
 from bayesify.numerics.kernels import DenseCoordinates
 from bayesify.numerics.svgd import svgd_direction
-from bayesify.trunk import Trunk
 
 T = TypeVar("T")
 

@@ -30,12 +30,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from bayesify.batch_norm import batch_norms, recalibrate_
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.modes import train_
 from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.low_rank_normal import LowRankNormal
+from bayesify.forward.batch_norm import batch_norms, recalibrate_
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem
 from bayesify.numerics.noise import single_or_better

@@ -6,11 +6,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from bayesify import chunking, first_layer, forward, last_layer, models
+from bayesify import first_layer, last_layer, models
 from bayesify.core.batches import rows
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
+from bayesify.forward import chunking
+from bayesify.forward import outputs as forward
 from bayesify.likelihoods import Categorical
 from bayesify.tracing.linear_maps import roles
 from bayesify.tracing.trace import call

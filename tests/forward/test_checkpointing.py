@@ -12,12 +12,12 @@ from bayesify import (
     WeightPosterior,
     all_weights,
     fit,
-    forward,
     last_layer,
 )
-from bayesify.checkpointing import check_graph, no_checkpointing
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.distributions.mean_field import MeanField
+from bayesify.forward import outputs as forward
+from bayesify.forward.checkpointing import check_graph, no_checkpointing
 
 
 class Checkpointed(nn.Module):

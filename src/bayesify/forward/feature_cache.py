@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from bayesify.core.batches import batch_size, leaves_of, rows
 from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.core.types import Inputs
-from bayesify.trunk import Features, Trunk, close, refuse_gradients, stand_in
-from bayesify.weights.prefix import Place
+from bayesify.forward.prefix import Place
+from bayesify.forward.trunk import Features, Trunk, close, refuse_gradients, stand_in
 
 TOLERANCE = 1e-4
 """How far an example's features may differ between batches, relative to the largest entry: sums

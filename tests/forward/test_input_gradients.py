@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bayesify.frozen import frozen_layers
+from bayesify.forward.input_gradients import frozen_layers
 from bayesify.weights.gaussian import GaussianWeight
 
 LAYERS = {

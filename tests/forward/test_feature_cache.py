@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bayesify import models
 from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
-from bayesify.feature_cache import FeatureCache
-from bayesify.trunk import Trunk
+from bayesify.forward.feature_cache import FeatureCache
+from bayesify.forward.trunk import Trunk
 
 from .zoo import NETS, row
 

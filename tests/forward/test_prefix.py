@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor, nn
 
-from bayesify.weights.prefix import ids_of, output_tensors, prefix, tensors_in
+from bayesify.forward.prefix import ids_of, output_tensors, prefix, tensors_in
 
 from ..zoo import NETS, ModelOutput
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from bayesify.batch_norm import averaging, batch_norms, recalibrate_, statistics_of
 from bayesify.core.errors import UnsupportedModelError
+from bayesify.forward.batch_norm import averaging, batch_norms, recalibrate_, statistics_of
 from bayesify.weights.named import buffers_of
 
 from .zoo import NETS

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bayesify.checkpointing import check_error
 from bayesify.core.casting import cast_together
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.core.isolation import Fresh, copied_inputs, isolated
 from bayesify.core.modes import attention_for_vmap
 from bayesify.core.types import Inputs, Named, Readout
+from bayesify.forward.checkpointing import check_error
 from bayesify.tracing.trace import call_arguments
 from bayesify.weights.held_rows import with_held_rows
 

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bayesify import models
 from bayesify.core.errors import DataError, UnsupportedModelError
 from bayesify.core.modes import attention_for_vmap
-from bayesify.frozen import frozen_layers
+from bayesify.forward.input_gradients import frozen_layers
+from bayesify.forward.trunk import Trunk, close, stand_in
 from bayesify.tracing.trace import call_arguments
-from bayesify.trunk import Trunk, close, stand_in
 from bayesify.weights.gaussian import GaussianWeight
 from bayesify.weights.taped import Tape, TapedWeight
 

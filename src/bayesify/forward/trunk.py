@@ -9,7 +9,7 @@ of the trunk the rest of the network reads a few, the *frontier*: these are kept
 operation number i of the trunk is not executed but returns its result again: a tensor of the
 frontier, a value, or else a stand-in that has a shape and no memory, which nothing may read.
 
-`weights/prefix.py` says where the trunk ends. A model that later writes into a tensor of its trunk,
+`forward/prefix.py` says where the trunk ends. A model that later writes into a tensor of its trunk,
 or anywhere into its inputs, weights or buffers, has none that could be shared.
 """
 
@@ -28,8 +28,7 @@ from bayesify.core.errors import DataError, UnsupportedModelError
 from bayesify.core.isolation import writes_buffers
 from bayesify.core.modes import evaluating
 from bayesify.core.types import Inputs
-from bayesify.tracing.trace import call, call_as_is
-from bayesify.weights.prefix import (
+from bayesify.forward.prefix import (
     Function,
     Operations,
     Place,
@@ -38,6 +37,7 @@ from bayesify.weights.prefix import (
     prefix,
     tensors_in,
 )
+from bayesify.tracing.trace import call, call_as_is
 
 TOLERANCE = 1e-5
 """How far a replayed output may be off, relative to the largest entry."""

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.func import grad, jvp
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bayesify.calling import at_once, call_at, read_tensor
-from bayesify.checkpointing import check_error, check_graph, no_checkpointing
 from bayesify.core.batches import bare, batch_axes, batch_size, rows
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.core.isolation import Fresh
 from bayesify.core.modes import attention_for_vmap
 from bayesify.core.types import Draw, Inputs, Named, Readout
 from bayesify.distributions.base import WeightDistribution
-from bayesify.frozen import frozen_layers
+from bayesify.forward.calling import at_once, call_at, read_tensor
+from bayesify.forward.checkpointing import check_error, check_graph, no_checkpointing
+from bayesify.forward.input_gradients import frozen_layers
 from bayesify.numerics.noise import single_or_better
 from bayesify.weights.named import copied, count
 from bayesify.weights.noise_scope import OtherUseError, Scopes

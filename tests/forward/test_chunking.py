@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayesify import WeightPosterior, chunking, last_layer, matching
-from bayesify.chunking import Footprint, default_chunk_size
+from bayesify import WeightPosterior, last_layer, matching
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.mean_field import MeanField
+from bayesify.forward import chunking
+from bayesify.forward.chunking import Footprint, default_chunk_size
 from bayesify.likelihoods import Categorical
 
 CPU = torch.device("cpu")
