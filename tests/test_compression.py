@@ -19,7 +19,7 @@ from bayesify import (
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.likelihoods import Categorical
 from bayesify.models import build
-from bayesify.persistence import disk_bytes
+from bayesify.posteriors.persistence import disk_bytes
 
 from .zoo import NETS
 

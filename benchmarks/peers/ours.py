@@ -10,7 +10,7 @@ from plain_torch import DROPOUT, MEMBERS
 
 import bayesify
 from bayesify.methods.base import Method
-from bayesify.posterior import Posterior
+from bayesify.posteriors.weight import Posterior
 
 
 def map_(job: Job) -> Predict:

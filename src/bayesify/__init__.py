@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from bayesify.distributions.particles import Particles
     from bayesify.distributions.priors import NormalPrior, Prior
     from bayesify.distributions.shared.normal import SharedNormal
-    from bayesify.dropout import DropoutPosterior
     from bayesify.evaluation.certificates import Certificate, certify
     from bayesify.evaluation.diagnosis import Diagnosis, diagnose
     from bayesify.evaluation.evaluate import Evaluation, evaluate
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
         Predictive,
         RegressionPredictive,
     )
-    from bayesify.linearised import LinearisedPosterior
     from bayesify.methods import METHODS
     from bayesify.methods.bali import BALI
     from bayesify.methods.base import Method, Problem, Run, StreamRun
@@ -75,12 +73,14 @@ if TYPE_CHECKING:
     from bayesify.methods.swag import SWAG
     from bayesify.methods.weight_sharing import WeightSharing
     from bayesify.objective import elbo_terms, member_losses, negative_elbo
-    from bayesify.persistence import load, save
-    from bayesify.posterior import FitRecord, Posterior, WeightPosterior
-    from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
+    from bayesify.posteriors.dropout import DropoutPosterior
+    from bayesify.posteriors.linearised import LinearisedPosterior
+    from bayesify.posteriors.persistence import load, save
+    from bayesify.posteriors.probit import LinearisedProbitPosterior, ProbitPosterior
+    from bayesify.posteriors.reestimation import recalibrated
+    from bayesify.posteriors.scale import rescaled
+    from bayesify.posteriors.weight import FitRecord, Posterior, WeightPosterior
     from bayesify.progress import ProgressBar
-    from bayesify.recalibration import recalibrated
-    from bayesify.rescaling import rescaled
     from bayesify.streaming import resume
     from bayesify.weights.noise_scope import noise_scopes
     from bayesify.weights.select import all_weights, first_layer, last_layer, matching, matrices
@@ -104,8 +104,8 @@ _HOME = {
     "diagnose": "bayesify.evaluation.diagnosis",
     "Diagnosis": "bayesify.evaluation.diagnosis",
     # keeping and changing posteriors
-    "save": "bayesify.persistence",
-    "load": "bayesify.persistence",
+    "save": "bayesify.posteriors.persistence",
+    "load": "bayesify.posteriors.persistence",
     "compressed": "bayesify.compression",
     "Sizes": "bayesify.compression",
     "resume": "bayesify.streaming",
@@ -132,19 +132,19 @@ _HOME = {
     "Run": "bayesify.methods.base",
     "StreamRun": "bayesify.methods.base",
     # posteriors and predictives
-    "Posterior": "bayesify.posterior",
-    "WeightPosterior": "bayesify.posterior",
-    "DropoutPosterior": "bayesify.dropout",
-    "LinearisedPosterior": "bayesify.linearised",
-    "FitRecord": "bayesify.posterior",
-    "ProbitPosterior": "bayesify.probit",
-    "LinearisedProbitPosterior": "bayesify.probit",
+    "Posterior": "bayesify.posteriors.weight",
+    "WeightPosterior": "bayesify.posteriors.weight",
+    "DropoutPosterior": "bayesify.posteriors.dropout",
+    "LinearisedPosterior": "bayesify.posteriors.linearised",
+    "FitRecord": "bayesify.posteriors.weight",
+    "ProbitPosterior": "bayesify.posteriors.probit",
+    "LinearisedProbitPosterior": "bayesify.posteriors.probit",
     "Predictive": "bayesify.likelihoods.predictive",
     "ClassPredictive": "bayesify.likelihoods.predictive",
     "MultiLabelPredictive": "bayesify.likelihoods.predictive",
     "RegressionPredictive": "bayesify.likelihoods.predictive",
-    "recalibrated": "bayesify.recalibration",
-    "rescaled": "bayesify.rescaling",
+    "recalibrated": "bayesify.posteriors.reestimation",
+    "rescaled": "bayesify.posteriors.scale",
     "temperature_scaled": "bayesify.evaluation.temperature",
     # likelihoods and priors
     "Likelihood": "bayesify.likelihoods",

@@ -8,8 +8,8 @@ from bayesify.core.streams import stream
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.methods.codebook import share
-from bayesify.persistence import disk_bytes
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.persistence import disk_bytes
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.weights.named import buffers_of, weights_of
 
 MOST_CODES, MOST_OUTLIERS = 2**15, 0.5

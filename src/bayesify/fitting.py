@@ -30,7 +30,7 @@ from bayesify.forward.chunking import can_vectorize
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
-from bayesify.posterior import FitRecord, Posterior, WeightPosterior
+from bayesify.posteriors.weight import FitRecord, Posterior, WeightPosterior
 from bayesify.rehearsal import in_words, step_on_smallest
 from bayesify.soundness import check_sound
 from bayesify.starting import begun, phases_of

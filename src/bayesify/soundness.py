@@ -12,7 +12,7 @@ from bayesify.core.batches import rows
 from bayesify.core.errors import DivergenceError
 from bayesify.core.types import Named
 from bayesify.methods.base import Problem
-from bayesify.posterior import Posterior, WeightPosterior
+from bayesify.posteriors.weight import Posterior, WeightPosterior
 
 ABSURD = 1000.0
 EXAMPLES = 16

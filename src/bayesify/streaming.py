@@ -4,7 +4,7 @@ from bayesify.core.errors import OptionError
 from bayesify.core.options import from_json
 from bayesify.core.types import Inputs
 from bayesify.methods.base import Streaming, StreamRun
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.weight import WeightPosterior
 
 
 def resume(posterior: WeightPosterior, example: Inputs) -> StreamRun:

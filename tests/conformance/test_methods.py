@@ -34,7 +34,7 @@ SMALL = {
     "min_steps": 1,
     "rest": "all",
     "factor": 1.0,
-    "average": "samples",  # the other rule gives one output in place of S: tests/test_probit.py
+    "average": "samples",  # the other rule gives one output in place of S: tests/posteriors/test_probit.py
 }
 WITH_DROPOUT = {"mc-dropout"}
 """Their nets get a dropout layer, a sample is a draw of its mask, and they learn nothing beyond the

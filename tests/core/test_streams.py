@@ -9,7 +9,7 @@ from torch import nn
 from bayesify import STF, MeanField, WeightPosterior, fit, load, save
 from bayesify.core.streams import USES, salted, stream
 from bayesify.likelihoods import Gaussian
-from bayesify.posterior import FitRecord
+from bayesify.posteriors.weight import FitRecord
 
 SIZE, SAMPLES = (64, 32), 8
 

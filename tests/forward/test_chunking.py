@@ -73,7 +73,7 @@ def test_a_posterior_runs_as_many_at_once_as_the_rule_says(monkeypatch: pytest.M
     posterior = WeightPosterior(model, MeanField.around(model), Categorical())
     seen = []
     monkeypatch.setattr(
-        "bayesify.posterior.outputs", lambda *a, chunk_size, **k: seen.append(chunk_size)
+        "bayesify.posteriors.weight.outputs", lambda *a, chunk_size, **k: seen.append(chunk_size)
     )
     posterior.outputs(x)
     posterior.outputs(x, chunk_size=3)
@@ -87,7 +87,7 @@ def test_low_rank_members_around_a_wide_network_run_at_once_at_a_small_batch(
     net = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 256), nn.Linear(256, 3))
     seen = []
     monkeypatch.setattr(
-        "bayesify.posterior.outputs", lambda *a, chunk_size, **k: seen.append(chunk_size)
+        "bayesify.posteriors.weight.outputs", lambda *a, chunk_size, **k: seen.append(chunk_size)
     )
     low_rank = LowRankParticles.around(net, members=5, rank=1)
     for q in (low_rank, MeanField.around(net)):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from bayesify import MAP, Bella, fit, load, matching, save
 from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.core.options import from_json, to_json
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import buffers_of, weights_of
 

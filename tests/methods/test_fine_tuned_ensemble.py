@@ -11,7 +11,7 @@ from bayesify import MAP, FineTunedEnsemble, Gaussian, fit
 from bayesify.core.errors import OptionError
 from bayesify.methods.base import Problem
 from bayesify.methods.fine_tuned_ensemble import OneByOne
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.weight import WeightPosterior
 
 from ..zoo import NETS
 

@@ -23,11 +23,11 @@ from bayesify.distributions.dense_normal import DenseNormal
 from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
-from bayesify.linearised import LinearisedPosterior
 from bayesify.methods import laplace_torch
 from bayesify.methods.base import Problem
 from bayesify.methods.laplace import Laplace, LaplaceRun
-from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
+from bayesify.posteriors.linearised import LinearisedPosterior
+from bayesify.posteriors.probit import LinearisedProbitPosterior, ProbitPosterior
 from bayesify.weights.named import weights_of
 
 from ..zoo import NETS

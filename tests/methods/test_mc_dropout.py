@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from bayesify import MAP, Gaussian, WeightPosterior, fit
 from bayesify.core.errors import OptionError, UnsupportedModelError
-from bayesify.dropout import DropoutPosterior
 from bayesify.methods.mc_dropout import MCDropout
+from bayesify.posteriors.dropout import DropoutPosterior
 
 
 def net(p: float = 0.4) -> nn.Sequential:

@@ -24,7 +24,7 @@ from bayesify.core.errors import DivergenceError, OptionError, UnsupportedModelE
 from bayesify.core.types import Named
 from bayesify.distributions.low_rank_normal import LowRankNormal
 from bayesify.methods.swag import Iterates
-from bayesify.rescaling import times
+from bayesify.posteriors.scale import times
 from bayesify.weights.named import buffers_of, copied, weights_of
 
 from ..zoo import NETS

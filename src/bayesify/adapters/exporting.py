@@ -36,7 +36,7 @@ from bayesify.core.errors import UnsupportedModelError
 from bayesify.core.files import appearing, check_free
 from bayesify.core.types import Named
 from bayesify.distributions import LowRankParticles
-from bayesify.posterior import Posterior, WeightPosterior
+from bayesify.posteriors.weight import Posterior, WeightPosterior
 from bayesify.weights.named import weights_of
 
 INSIDE = ("base_layer", "lora_A", "lora_B", "lora_A.default", "lora_B.default")

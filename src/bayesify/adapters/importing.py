@@ -33,7 +33,7 @@ from bayesify.distributions import LowRankParticles
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.numerics.noise import single_or_better
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.weights.named import buffers_of, stacked, weights_of
 
 OTHER_KINDS = (

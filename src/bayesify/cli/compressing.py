@@ -10,8 +10,8 @@ from bayesify.cli.saved import named_models, open_run, own
 from bayesify.compare.results import set_aside
 from bayesify.compression import Sizes, compressed
 from bayesify.core.errors import OptionError
-from bayesify.persistence import disk_bytes, save
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.persistence import disk_bytes, save
+from bayesify.posteriors.weight import WeightPosterior
 
 
 def compress(

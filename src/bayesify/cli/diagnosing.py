@@ -20,11 +20,11 @@ from bayesify.compare.problems import usable_device
 from bayesify.core.clones import clone
 from bayesify.core.errors import OptionError
 from bayesify.distributions.matrix_normal import MatrixNormal
-from bayesify.dropout import DropoutPosterior
 from bayesify.evaluation.diagnosis import Diagnosis
 from bayesify.evaluation.diagnosis import diagnose as diagnosis_of
 from bayesify.methods.map import MAP
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.dropout import DropoutPosterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.report.files import write_atomically
 from bayesify.report.plots.diagnosis import diagnosis_plot
 from bayesify.weights.named import assign_

@@ -21,7 +21,7 @@ from bayesify.data.examples import VALIDATION_SHARE
 from bayesify.evaluation.evaluate import evaluate
 from bayesify.fitting import fit as fit_posterior
 from bayesify.likelihoods import LIKELIHOOD_OF_TASK
-from bayesify.persistence import is_posterior, save
+from bayesify.posteriors.persistence import is_posterior, save
 from bayesify.progress import ProgressBar
 
 

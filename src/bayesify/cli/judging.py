@@ -21,8 +21,8 @@ from bayesify.core.errors import OptionError
 from bayesify.evaluation.evaluate import Evaluation
 from bayesify.fitting import versions
 from bayesify.methods import METHODS
-from bayesify.persistence import read_manifest
-from bayesify.posterior import Posterior
+from bayesify.posteriors.persistence import read_manifest
+from bayesify.posteriors.weight import Posterior
 from bayesify.progress import BatchCounter
 
 SPLITS = ("test", "validation", "train")

@@ -17,9 +17,9 @@ from bayesify import data, models
 from bayesify.core.errors import DataError, LoadError, OptionError
 from bayesify.data.examples import Examples, Splits
 from bayesify.data.new_inputs import Intake
-from bayesify.dropout import DropoutPosterior
-from bayesify.persistence import disk_bytes, load, read_manifest
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.dropout import DropoutPosterior
+from bayesify.posteriors.persistence import disk_bytes, load, read_manifest
+from bayesify.posteriors.weight import WeightPosterior
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import Method
-from bayesify.posterior import Posterior
+from bayesify.posteriors.weight import Posterior
 
 
 @dataclass(frozen=True)

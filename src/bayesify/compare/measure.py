@@ -22,8 +22,8 @@ from bayesify.data.loading import Data
 from bayesify.fitting import fit
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import Method
-from bayesify.persistence import disk_bytes, save
-from bayesify.posterior import Posterior
+from bayesify.posteriors.persistence import disk_bytes, save
+from bayesify.posteriors.weight import Posterior
 from bayesify.starting import AUTO, AUTO_METHOD
 
 PREDICTIONS = 15

@@ -28,7 +28,7 @@ from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.temperature import temperature_scaled
 from bayesify.fitting import fit, versions
 from bayesify.likelihoods import Likelihood
-from bayesify.posterior import Posterior
+from bayesify.posteriors.weight import Posterior
 from bayesify.report.records import Record
 
 

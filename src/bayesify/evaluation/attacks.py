@@ -30,7 +30,7 @@ from bayesify.core.streams import stream
 from bayesify.core.types import Inputs
 from bayesify.data.examples import Normalise
 from bayesify.evaluation.slope import PRECISIONS, Slope
-from bayesify.posterior import Posterior
+from bayesify.posteriors.weight import Posterior
 
 NORMS = ("linf", "l2")
 

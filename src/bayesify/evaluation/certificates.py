@@ -33,7 +33,7 @@ from bayesify.numerics.pac_bayes import (
     monte_carlo_bound,
     seeger_bound,
 )
-from bayesify.posterior import Posterior, WeightPosterior
+from bayesify.posteriors.weight import Posterior, WeightPosterior
 
 
 @dataclass(frozen=True)

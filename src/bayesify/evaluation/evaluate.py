@@ -32,7 +32,7 @@ from bayesify.evaluation.regression import interval_calibration
 from bayesify.evaluation.robustness import Attacks, robustness
 from bayesify.evaluation.selective import risk_coverage
 from bayesify.evaluation.shift import Corruptions, shift
-from bayesify.posterior import Posterior, WeightPosterior
+from bayesify.posteriors.weight import Posterior, WeightPosterior
 
 NOTES = {
     "nll": "nats per example",

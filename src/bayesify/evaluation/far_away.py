@@ -35,7 +35,7 @@ from bayesify.distributions import WeightDistribution
 from bayesify.evaluation.findings import Findings
 from bayesify.likelihoods import Categorical
 from bayesify.likelihoods.predictive import ClassPredictive
-from bayesify.posterior import Posterior, WeightPosterior
+from bayesify.posteriors.weight import Posterior, WeightPosterior
 
 FAR = (1e6, 1e9, 1e12)
 """Radii from which on rays may be affine; the first one that is decides, for accuracy.

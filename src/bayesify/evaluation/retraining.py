@@ -24,7 +24,7 @@ from bayesify.fitting import fit
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.methods.base import Method, Problem, Run
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.starting import AUTO, AUTO_METHOD
 from bayesify.weights.named import assign_, buffers_of, weights_of
 

@@ -30,7 +30,7 @@ from bayesify.evaluation.attacks import NORMS, InputBox, check_input, fgsm, pgd,
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch
 from bayesify.evaluation.slope import PRECISIONS
-from bayesify.posterior import Posterior
+from bayesify.posteriors.weight import Posterior
 
 ENOUGH_GRADIENT_SAMPLES = 10
 """With fewer weight draws in a gradient, a stochastic posterior seems more robust than it is."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.likelihoods.predictive import ClassPredictive
-from bayesify.posterior import Posterior
+from bayesify.posteriors.weight import Posterior
 
 PRECISIONS = ("float32", "bfloat16")
 

@@ -12,7 +12,7 @@ from bayesify.data.loading import Data, as_loader
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.likelihoods import Categorical
 from bayesify.likelihoods.predictive import ClassPredictive
-from bayesify.posterior import Posterior
+from bayesify.posteriors.weight import Posterior
 
 AnyPosterior = TypeVar("AnyPosterior", bound=Posterior)
 

@@ -58,7 +58,7 @@ from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
 from bayesify.methods.learnt_layer import LearntLayer
 from bayesify.methods.starts import starts
 from bayesify.numerics.layer_regression import LayerRegression
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.tracing.linear_maps import LinearMap, roles
 from bayesify.weights.named import copied, weights_of
 from bayesify.weights.select import all_weights

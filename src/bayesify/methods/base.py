@@ -19,7 +19,7 @@ from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.priors import Prior
 from bayesify.forward.checkpointing import check_graph
 from bayesify.likelihoods import Likelihood
-from bayesify.posterior import Posterior, WeightPosterior
+from bayesify.posteriors.weight import Posterior, WeightPosterior
 from bayesify.tracing.trace import call
 
 

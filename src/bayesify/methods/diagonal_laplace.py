@@ -38,8 +38,8 @@ from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.forward.outputs import squared_gradients
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.numerics.noise import single_or_better
-from bayesify.posterior import WeightPosterior
-from bayesify.rescaling import best_factor
+from bayesify.posteriors.scale import best_factor
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.tracing.trace import call
 from bayesify.weights.select import all_weights
 

@@ -23,7 +23,7 @@ from bayesify.forward.batch_norm import batch_norms
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem, Run
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.member_training import Training, train_members
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.weights.named import assign_
 
 

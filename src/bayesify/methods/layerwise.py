@@ -35,7 +35,7 @@ from bayesify.numerics.effective_parameters import with_joint_spread
 from bayesify.numerics.layer_regression import LayerRegression, members_where
 from bayesify.numerics.linalg import cholesky
 from bayesify.numerics.noise import single_or_better
-from bayesify.posterior import FitRecord, WeightPosterior
+from bayesify.posteriors.weight import FitRecord, WeightPosterior
 from bayesify.weights.named import copied
 from bayesify.weights.taped import Tape
 

@@ -8,7 +8,7 @@ Training with dropout and weight decay descends, up to constants, the negative E
 law of the masked weights (their section 3.1), so nothing is learnt beyond the pretraining, which
 `MAP` does with the dropout layers on. How uncertain the network is was decided by whoever chose p:
 the data choose it neither here nor there, and no amount of data makes it smaller.
-Deviations: a sample has one mask for all examples (`bayesify/dropout.py` says why). For regression
+Deviations: a sample has one mask for all examples (`bayesify/posteriors/dropout.py` says why). For regression
 the authors read the noise off p, the decay and N (section 4); ours is the likelihood's own.
 Cost: one forward pass over the training data, for the loss in the record; S passes to predict, one
 after the other; no parameters.
@@ -22,8 +22,8 @@ from torch import Tensor
 from bayesify.core.batches import rows
 from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs
-from bayesify.dropout import DropoutPosterior
 from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
+from bayesify.posteriors.dropout import DropoutPosterior
 
 
 @register

@@ -11,7 +11,7 @@ from bayesify.core.types import Named
 from bayesify.distributions.particles import Particles
 from bayesify.methods.base import Problem
 from bayesify.methods.fresh import fresh_starts
-from bayesify.posterior import Posterior, WeightPosterior
+from bayesify.posteriors.weight import Posterior, WeightPosterior
 from bayesify.weights.named import buffers_of, copied, stacked, weights_of
 
 

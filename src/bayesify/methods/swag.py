@@ -39,7 +39,7 @@ from bayesify.forward.batch_norm import batch_norms, recalibrate_
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem
 from bayesify.numerics.noise import single_or_better
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.weights.held_rows import keep_held_rows_
 from bayesify.weights.named import assign_, stacked
 from bayesify.weights.select import all_weights, chosen

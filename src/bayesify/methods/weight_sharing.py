@@ -44,8 +44,8 @@ from bayesify.methods.merging import MergeLimits
 from bayesify.methods.shared_tuning import Tuning, TuningOptions
 from bayesify.methods.sharing import Source, quantisation_error
 from bayesify.objective import member_losses
-from bayesify.posterior import WeightPosterior
-from bayesify.rescaling import best_factor
+from bayesify.posteriors.scale import best_factor
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import matrices
 

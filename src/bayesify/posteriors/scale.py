@@ -17,7 +17,7 @@ from bayesify.core.streams import stream
 from bayesify.core.types import Inputs
 from bayesify.data.loading import Data, as_loader
 from bayesify.distributions.base import Scalable
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.weight import WeightPosterior
 
 RUNGS = 8
 """The ladder reaches from 2^-8 to 2^8."""

@@ -25,12 +25,12 @@ from bayesify.core.types import Named, Readout
 from bayesify.core.wrappers import bare_copy
 from bayesify.distributions import DISTRIBUTIONS
 from bayesify.distributions.priors import NormalPrior
-from bayesify.dropout import DropoutPosterior
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import LIKELIHOODS
-from bayesify.linearised import LinearisedPosterior
-from bayesify.posterior import FitRecord, Posterior, WeightPosterior
-from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior
+from bayesify.posteriors.dropout import DropoutPosterior
+from bayesify.posteriors.linearised import LinearisedPosterior
+from bayesify.posteriors.probit import LinearisedProbitPosterior, ProbitPosterior
+from bayesify.posteriors.weight import FitRecord, Posterior, WeightPosterior
 from bayesify.weights.held_rows import clear_held_rows_
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
 

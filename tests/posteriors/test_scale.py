@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bayesify import MAP, Categorical, Gaussian, MeanField, WeightPosterior, fit, rescaled
 from bayesify.core.errors import DataError, UnsupportedModelError
 from bayesify.distributions.base import Scalable
-from bayesify.rescaling import RUNGS, best_factor, times
+from bayesify.posteriors.scale import RUNGS, best_factor, times
 
 from .zoo import NETS
 

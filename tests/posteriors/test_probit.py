@@ -26,10 +26,10 @@ from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.evaluation.certificates import sampled_risk
 from bayesify.evaluation.far_away import far_away_limit
 from bayesify.evaluation.robustness import robustness
-from bayesify.linearised import LinearisedPosterior
-from bayesify.posterior import WeightPosterior
-from bayesify.probit import LinearisedProbitPosterior, ProbitPosterior, damped
-from bayesify.rescaling import rescaled
+from bayesify.posteriors.linearised import LinearisedPosterior
+from bayesify.posteriors.probit import LinearisedProbitPosterior, ProbitPosterior, damped
+from bayesify.posteriors.scale import rescaled
+from bayesify.posteriors.weight import WeightPosterior
 
 
 def around(net: nn.Module, scale: float = 0.7) -> MeanField:

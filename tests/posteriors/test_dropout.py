@@ -11,8 +11,8 @@ from bayesify import MAP, WeightPosterior
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.particles import Particles
-from bayesify.dropout import LAYERS, DropoutPosterior, dropout_layers, dropped
 from bayesify.likelihoods import Categorical, Gaussian
+from bayesify.posteriors.dropout import LAYERS, DropoutPosterior, dropout_layers, dropped
 
 S = 2000
 

@@ -12,7 +12,7 @@ import bayesify
 from bayesify import MAP, STF, MeanField, WeightPosterior, fit, load, save
 from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.likelihoods import Categorical, Gaussian
-from bayesify.persistence import disk_bytes, read_manifest
+from bayesify.posteriors.persistence import disk_bytes, read_manifest
 
 from .zoo import NETS
 
@@ -154,7 +154,7 @@ def test_a_crash_leaves_nothing_half_and_keeps_what_was(
 
     with monkeypatch.context() as patch:
         if crash == "first file":
-            patch.setattr("bayesify.persistence.save_file", fail)
+            patch.setattr("bayesify.posteriors.persistence.save_file", fail)
         elif crash == "manifest":
             patch.setattr(Path, "write_text", fail)
         else:

@@ -28,7 +28,7 @@ from bayesify.core.types import Inputs
 from bayesify.distributions.base import WeightDistribution, check_one_network
 from bayesify.forward.outputs import linearised_outputs
 from bayesify.likelihoods import Likelihood
-from bayesify.posterior import WeightPosterior, check_samples
+from bayesify.posteriors.weight import WeightPosterior, check_samples
 from bayesify.weights.named import buffers_of
 
 

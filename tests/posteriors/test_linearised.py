@@ -16,8 +16,8 @@ from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.distributions.particles import Particles
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Categorical, Gaussian
-from bayesify.linearised import LinearisedPosterior
-from bayesify.rescaling import times
+from bayesify.posteriors.linearised import LinearisedPosterior
+from bayesify.posteriors.scale import times
 from bayesify.tracing.trace import call_arguments
 from bayesify.weights.named import copied, weights_of
 from bayesify.weights.structured import StructuredWeight

@@ -30,9 +30,9 @@ from bayesify.core.types import Inputs
 from bayesify.distributions.base import WeightDistribution, check_one_network
 from bayesify.forward.outputs import call_at
 from bayesify.likelihoods import Likelihood
-from bayesify.linearised import LinearisedPosterior
 from bayesify.numerics.noise import widened
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.linearised import LinearisedPosterior
+from bayesify.posteriors.weight import WeightPosterior
 
 OF_LOGITS = ("classification", "multilabel")
 """Tasks whose outputs can be damped."""

@@ -18,7 +18,7 @@ from bayesify import (
 )
 from bayesify.core.errors import OptionError
 from bayesify.likelihoods import Categorical, Gaussian
-from bayesify.posterior import FitRecord, Posterior
+from bayesify.posteriors.weight import FitRecord, Posterior
 
 from .zoo import NETS
 

@@ -12,7 +12,7 @@ from bayesify.data.loading import Data, as_loader
 from bayesify.distributions.members import Members
 from bayesify.forward.batch_norm import averaging, batch_norms, statistics_of
 from bayesify.forward.outputs import outputs
-from bayesify.posterior import WeightPosterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.weights.named import buffers_of
 
 

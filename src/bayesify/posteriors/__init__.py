@@ -1,0 +1,1 @@
+"""What a fit gives: posteriors over weights, kept on disk, scaled and re-estimated."""
