@@ -21,10 +21,10 @@ from torch import Tensor
 import bayesify
 from bayesify.core.batches import split_batch
 from bayesify.core.options import to_json
-from bayesify.cost import CostMeter
 from bayesify.data.loading import as_loader
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.evaluation.metrics import accuracy, ece, nll
+from bayesify.training.cost import CostMeter
 
 CHOOSING = 7
 """The seed that options are chosen at; no table has it."""

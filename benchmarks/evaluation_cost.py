@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import bayesify
-from bayesify.cost import FlopCounter
 from bayesify.data.loading import evenly, subset
+from bayesify.training.cost import FlopCounter
 
 NUM_SAMPLES, PIXEL = 16, 1 / 255
 

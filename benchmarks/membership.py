@@ -28,7 +28,7 @@ import bayesify
 from bayesify.data import Examples, Splits
 from bayesify.evaluation.membership import attack_auc, membership
 from bayesify.evaluation.shadow import Shadows, shadow_attack
-from bayesify.methods.base import Method
+from bayesify.training.problem import Method
 
 PRIOR_SCALE = 1e3
 COLUMNS = {

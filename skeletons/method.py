@@ -16,8 +16,8 @@ from torch import Tensor
 from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs
 from bayesify.distributions.particles import Particles
-from bayesify.methods.base import GradientRun, Method, Problem, adam
-from bayesify.objective import member_losses
+from bayesify.training.objective import member_losses
+from bayesify.training.problem import GradientRun, Method, Problem, adam
 
 
 @register

@@ -12,7 +12,7 @@ from bayesify.core.batches import split_batch
 from bayesify.core.types import Inputs
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Categorical
-from bayesify.methods.base import Problem
+from bayesify.training.problem import Problem
 
 CLASSES = 3
 

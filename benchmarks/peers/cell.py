@@ -21,11 +21,11 @@ from job import Job, Predict
 from problems import Judged, Parts
 from torch import Tensor
 
-import bayesify.cost
+import bayesify.training.cost
 from bayesify.evaluation import metrics
 from bayesify.evaluation.ood import auroc
 
-CLEAR_REFS = bayesify.cost.CLEAR_REFS
+CLEAR_REFS = bayesify.training.cost.CLEAR_REFS
 LEAST = 1e-12
 """Probabilities below count as this, in every row: single precision rounds some to 0."""
 
@@ -34,7 +34,9 @@ TIMED, ENOUGH = 1000, 2.0
 
 def run(fit: Callable[[Job], Predict], asked: dict[str, Any], given: Parts) -> dict[str, Any]:
     """With `asked["grid"]`: the best rate on the validation part; with `asked["lr"]`: the test."""
-    bayesify.cost.CLEAR_REFS = os.devnull  # our own meter would wipe the mark that is read below
+    bayesify.training.cost.CLEAR_REFS = (
+        os.devnull
+    )  # our own meter would wipe the mark that is read below
     return _choose(fit, asked, given) if "grid" in asked else _judge(fit, asked, given)
 
 
@@ -112,7 +114,7 @@ def _reset_peak() -> int:
     """Sets the mark of the peak to the bytes that are resident now, which are returned."""
     with open(CLEAR_REFS, "w") as file:
         file.write("5")
-    with open(bayesify.cost.STATUS) as file:
+    with open(bayesify.training.cost.STATUS) as file:
         line = next(line for line in file if line.startswith("VmRSS:"))
     return int(line.split()[1]) * 1024
 

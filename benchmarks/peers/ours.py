@@ -9,8 +9,8 @@ from job import Job, Predict
 from plain_torch import DROPOUT, MEMBERS
 
 import bayesify
-from bayesify.methods.base import Method
 from bayesify.posteriors.weight import Posterior
+from bayesify.training.problem import Method
 
 
 def map_(job: Job) -> Predict:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bayesify import data, models
     from bayesify.adapters import export_adapters, import_adapters
-    from bayesify.callbacks import Callback
     from bayesify.compression import Sizes, compressed
     from bayesify.core.batches import Unbatched
     from bayesify.core.errors import (
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from bayesify.core.version import __version__
-    from bayesify.cost import CostMeter
     from bayesify.distributions.base import WeightDistribution
     from bayesify.distributions.dense_normal import DenseNormal
     from bayesify.distributions.kl import kl_divergence
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
     from bayesify.evaluation.shadow import Shadows, shadow_attack
     from bayesify.evaluation.shift import Corruptions, shift
     from bayesify.evaluation.temperature import temperature_scaled
-    from bayesify.fitting import fit
     from bayesify.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
     from bayesify.likelihoods.predictive import (
         ClassPredictive,
@@ -57,7 +54,6 @@ if TYPE_CHECKING:
     )
     from bayesify.methods import METHODS
     from bayesify.methods.bali import BALI
-    from bayesify.methods.base import Method, Problem, Run, StreamRun
     from bayesify.methods.bella import Bella
     from bayesify.methods.diagonal_laplace import DiagonalLaplace
     from bayesify.methods.ensemble import Ensemble
@@ -72,7 +68,6 @@ if TYPE_CHECKING:
     from bayesify.methods.svgd import SVGD
     from bayesify.methods.swag import SWAG
     from bayesify.methods.weight_sharing import WeightSharing
-    from bayesify.objective import elbo_terms, member_losses, negative_elbo
     from bayesify.posteriors.dropout import DropoutPosterior
     from bayesify.posteriors.linearised import LinearisedPosterior
     from bayesify.posteriors.persistence import load, save
@@ -80,14 +75,19 @@ if TYPE_CHECKING:
     from bayesify.posteriors.reestimation import recalibrated
     from bayesify.posteriors.scale import rescaled
     from bayesify.posteriors.weight import FitRecord, Posterior, WeightPosterior
-    from bayesify.progress import ProgressBar
-    from bayesify.streaming import resume
+    from bayesify.training.callbacks import Callback
+    from bayesify.training.cost import CostMeter
+    from bayesify.training.fit import fit
+    from bayesify.training.objective import elbo_terms, member_losses, negative_elbo
+    from bayesify.training.problem import Method, Problem, Run, StreamRun
+    from bayesify.training.progress import ProgressBar
+    from bayesify.training.streaming import resume
     from bayesify.weights.noise_scope import noise_scopes
     from bayesify.weights.select import all_weights, first_layer, last_layer, matching, matrices
 
 _HOME = {
     # the one door
-    "fit": "bayesify.fitting",
+    "fit": "bayesify.training.fit",
     "evaluate": "bayesify.evaluation.evaluate",
     "Evaluation": "bayesify.evaluation.evaluate",
     # what one may ask of a posterior
@@ -108,7 +108,7 @@ _HOME = {
     "load": "bayesify.posteriors.persistence",
     "compressed": "bayesify.compression",
     "Sizes": "bayesify.compression",
-    "resume": "bayesify.streaming",
+    "resume": "bayesify.training.streaming",
     "export_adapters": "bayesify.adapters",
     "import_adapters": "bayesify.adapters",
     # methods
@@ -127,10 +127,10 @@ _HOME = {
     "FineTunedEnsemble": "bayesify.methods.fine_tuned_ensemble",
     "WeightSharing": "bayesify.methods.weight_sharing",
     "METHODS": "bayesify.methods",
-    "Method": "bayesify.methods.base",
-    "Problem": "bayesify.methods.base",
-    "Run": "bayesify.methods.base",
-    "StreamRun": "bayesify.methods.base",
+    "Method": "bayesify.training.problem",
+    "Problem": "bayesify.training.problem",
+    "Run": "bayesify.training.problem",
+    "StreamRun": "bayesify.training.problem",
     # posteriors and predictives
     "Posterior": "bayesify.posteriors.weight",
     "WeightPosterior": "bayesify.posteriors.weight",
@@ -164,10 +164,10 @@ _HOME = {
     "Particles": "bayesify.distributions.particles",
     "SharedNormal": "bayesify.distributions.shared.normal",
     "kl_divergence": "bayesify.distributions.kl",
-    "negative_elbo": "bayesify.objective",
-    "elbo_terms": "bayesify.objective",
+    "negative_elbo": "bayesify.training.objective",
+    "elbo_terms": "bayesify.training.objective",
     "noise_scopes": "bayesify.weights.noise_scope",
-    "member_losses": "bayesify.objective",
+    "member_losses": "bayesify.training.objective",
     "svgd_": "bayesify.methods.interaction",
     # which weights
     "first_layer": "bayesify.weights.select",
@@ -176,9 +176,9 @@ _HOME = {
     "matrices": "bayesify.weights.select",
     "matching": "bayesify.weights.select",
     # watching
-    "Callback": "bayesify.callbacks",
-    "ProgressBar": "bayesify.progress",
-    "CostMeter": "bayesify.cost",
+    "Callback": "bayesify.training.callbacks",
+    "ProgressBar": "bayesify.training.progress",
+    "CostMeter": "bayesify.training.cost",
     # data and models to try things on
     "Unbatched": "bayesify.core.batches",
     "data": "bayesify.data",

@@ -14,9 +14,9 @@ from bayesify.compare.results import Results
 from bayesify.compare.run import Watcher, run
 from bayesify.core.errors import DivergenceError, OptionError
 from bayesify.core.options import from_json
-from bayesify.fitting import fit
 from bayesify.report.groups import groups
 from bayesify.report.records import read
+from bayesify.training.fit import fit
 
 
 class Listener(Watcher):

@@ -19,8 +19,8 @@ from bayesify import METHODS, DropoutPosterior, Posterior, WeightPosterior, fit
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.options import from_json, to_json
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
-from bayesify.methods.base import Method
-from bayesify.starting import AUTO, AUTO_METHOD
+from bayesify.training.problem import Method
+from bayesify.training.starting import AUTO, AUTO_METHOD
 from bayesify.weights.named import buffers_of, weights_of
 
 from ..zoo import CLASSES, NETS, Net, row, with_dropout

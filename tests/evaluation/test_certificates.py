@@ -6,11 +6,11 @@ from torch import nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import bayesify
-from bayesify.certifying import cut
 from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.evaluation import certificates
 from bayesify.evaluation.certificates import sampled_risk
 from bayesify.numerics.pac_bayes import bernoulli_kl
+from bayesify.training.holdout import cut
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(240, 2, generator=GENERATOR)

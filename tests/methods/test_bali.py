@@ -30,8 +30,8 @@ from bayesify.core.errors import (
 from bayesify.core.types import Inputs
 from bayesify.data import splits
 from bayesify.forward.outputs import read_tensor
-from bayesify.methods.base import Problem
 from bayesify.numerics.layer_regression import LayerRegression
+from bayesify.training.problem import Problem
 
 from ..zoo import NETS, TransformerNet
 

@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 
 from bayesify import MAP, FineTunedEnsemble, Gaussian, fit
 from bayesify.core.errors import OptionError
-from bayesify.methods.base import Problem
 from bayesify.methods.fine_tuned_ensemble import OneByOne
 from bayesify.posteriors.weight import WeightPosterior
+from bayesify.training.problem import Problem
 
 from ..zoo import NETS
 

@@ -8,7 +8,7 @@ from bayesify.distributions.particles import Particles
 from bayesify.likelihoods import Categorical
 from bayesify.methods.interaction import clip_members_, svgd_
 from bayesify.numerics.kernels import median_bandwidth
-from bayesify.objective import member_losses
+from bayesify.training.objective import member_losses
 from bayesify.weights.named import buffers_of
 
 from ..zoo import CLASSES, NETS

@@ -24,10 +24,10 @@ from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesify.methods import laplace_torch
-from bayesify.methods.base import Problem
 from bayesify.methods.laplace import Laplace, LaplaceRun
 from bayesify.posteriors.linearised import LinearisedPosterior
 from bayesify.posteriors.probit import LinearisedProbitPosterior, ProbitPosterior
+from bayesify.training.problem import Problem
 from bayesify.weights.named import weights_of
 
 from ..zoo import NETS

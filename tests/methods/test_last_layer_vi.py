@@ -5,7 +5,7 @@ from torch import nn
 
 from bayesify import MAP, Gaussian, LastLayerVI, MeanFieldVI, fit, last_layer
 from bayesify.core.options import from_json, to_json
-from bayesify.cost import FlopCounter
+from bayesify.training.cost import FlopCounter
 
 from ..zoo import NETS
 

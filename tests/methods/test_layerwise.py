@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from bayesify import BALI, Categorical, Gaussian, NotPositiveDefiniteError
 from bayesify.forward.outputs import read_tensor
-from bayesify.methods.base import Problem
 from bayesify.methods.layerwise import LayerwiseRun
+from bayesify.training.problem import Problem
 
 from ..zoo import NETS
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from bayesify import MAP, STF, Gaussian, LastLayerVI, MeanFieldVI, evaluate, first_layer, fit
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.priors import NormalPrior
-from bayesify.objective import negative_elbo
+from bayesify.training.objective import negative_elbo
 from bayesify.weights.named import weights_of
 from bayesify.weights.noise_scope import noise_scopes
 

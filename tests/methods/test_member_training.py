@@ -20,10 +20,10 @@ from bayesify.distributions.particles import Particles
 from bayesify.forward import outputs as forward
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesify.likelihoods.base import Likelihood
-from bayesify.methods.base import GradientRun, Problem
 from bayesify.methods.interaction import svgd_
 from bayesify.methods.member_training import LIKELIHOOD_RATE, Training, train_members
 from bayesify.numerics.kernels import median_bandwidth
+from bayesify.training.problem import GradientRun, Problem
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import buffers_of, weights_of
 from bayesify.weights.select import all_weights

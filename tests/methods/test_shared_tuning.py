@@ -6,12 +6,12 @@ from bayesify.distributions.mean_field import magnitudes
 from bayesify.distributions.priors import NormalPrior
 from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.methods import shared_tuning
-from bayesify.methods.base import Problem
 from bayesify.methods.codebook import share
 from bayesify.methods.merging import MergeLimits, current, merge
 from bayesify.methods.shared_tuning import Tuning, TuningOptions
 from bayesify.methods.sharing import Source
-from bayesify.objective import negative_elbo
+from bayesify.training.objective import negative_elbo
+from bayesify.training.problem import Problem
 from bayesify.weights.named import weights_of
 from bayesify.weights.noise_scope import noise_scopes
 

@@ -25,10 +25,10 @@ from bayesify.core.options import from_json, to_json
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.shared.normal import LAWS, SharedNormal
 from bayesify.methods import weight_sharing
-from bayesify.methods.base import Problem
 from bayesify.methods.codebook import share
 from bayesify.methods.sharing import Source
 from bayesify.methods.weight_sharing import SharingRun, accumulated_gradient
+from bayesify.training.problem import Problem
 from bayesify.weights.named import weights_of
 
 from ..zoo import NETS, TiedNet

@@ -19,10 +19,10 @@ from bayesify.core.files import recover
 from bayesify.core.options import to_json
 from bayesify.data.examples import VALIDATION_SHARE
 from bayesify.evaluation.evaluate import evaluate
-from bayesify.fitting import fit as fit_posterior
 from bayesify.likelihoods import LIKELIHOOD_OF_TASK
 from bayesify.posteriors.persistence import is_posterior, save
-from bayesify.progress import ProgressBar
+from bayesify.training.fit import fit as fit_posterior
+from bayesify.training.progress import ProgressBar
 
 
 def fit(

@@ -13,8 +13,8 @@ from bayesify.core.options import Bounds, to_json
 from bayesify.core.types import Where
 from bayesify.data.examples import VALIDATION_SHARE
 from bayesify.methods import METHODS
-from bayesify.methods.base import Method
 from bayesify.models import MODELS
+from bayesify.training.problem import Method
 
 DATA, MODEL, HOW, JUDGE, OUTPUT, OPTIONS = (
     "Data",

@@ -19,11 +19,11 @@ from bayesify.compare.problems import usable_device
 from bayesify.compare.results import Results
 from bayesify.core.errors import OptionError
 from bayesify.evaluation.evaluate import Evaluation
-from bayesify.fitting import versions
 from bayesify.methods import METHODS
 from bayesify.posteriors.persistence import read_manifest
 from bayesify.posteriors.weight import Posterior
-from bayesify.progress import BatchCounter
+from bayesify.training.fit import versions
+from bayesify.training.progress import BatchCounter
 
 SPLITS = ("test", "validation", "train")
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from bayesify.callbacks import Callback
 from bayesify.compare.cell import Cell
 from bayesify.compare.run import Watcher
 from bayesify.core.errors import BayesifyError
-from bayesify.progress import BatchCounter, ProgressBar
 from bayesify.report.records import Record
+from bayesify.training.callbacks import Callback
+from bayesify.training.progress import BatchCounter, ProgressBar
 
 
 class Terminal(Watcher):

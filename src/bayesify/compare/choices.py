@@ -16,8 +16,8 @@ from typing import Any, Literal
 from bayesify.core.errors import OptionError
 from bayesify.core.types import Where
 from bayesify.methods import METHODS
-from bayesify.methods.base import Method
-from bayesify.starting import AUTO, AUTO_METHOD
+from bayesify.training.problem import Method
+from bayesify.training.starting import AUTO, AUTO_METHOD
 from bayesify.weights.select import where_from_text
 
 Options = Mapping[str, Any]

@@ -15,8 +15,8 @@ from bayesify.evaluation.evaluate import Evaluation, evaluate
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch
 from bayesify.likelihoods import Likelihood
-from bayesify.methods.base import Method
 from bayesify.posteriors.weight import Posterior
+from bayesify.training.problem import Method
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from bayesify.core.errors import BayesifyError, UnsupportedModelError
-from bayesify.cost import FlopCounter
 from bayesify.data.loading import Data
-from bayesify.fitting import fit
 from bayesify.likelihoods import Likelihood
-from bayesify.methods.base import Method
 from bayesify.posteriors.persistence import disk_bytes, save
 from bayesify.posteriors.weight import Posterior
-from bayesify.starting import AUTO, AUTO_METHOD
+from bayesify.training.cost import FlopCounter
+from bayesify.training.fit import fit
+from bayesify.training.problem import Method
+from bayesify.training.starting import AUTO, AUTO_METHOD
 
 PREDICTIONS = 15
 MOST_SECONDS = 2.0

@@ -17,7 +17,7 @@ from bayesify.core.errors import OptionError
 from bayesify.data.examples import VALIDATION_SHARE, Examples, Splits
 from bayesify.data.loading import evenly, subset
 from bayesify.data.sources import SOURCES, find_path
-from bayesify.methods.base import Certifiable, Method
+from bayesify.training.problem import Certifiable, Method
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bayesify.callbacks import Callback
 from bayesify.compare.cell import Cell
 from bayesify.compare.judging import Judge
 from bayesify.compare.likelihood import likelihood_of
@@ -23,13 +22,14 @@ from bayesify.compare.results import Results
 from bayesify.compare.suite import Suite
 from bayesify.core.errors import BayesifyError, UnsupportedModelError
 from bayesify.core.options import to_json
-from bayesify.cost import CostMeter
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.temperature import temperature_scaled
-from bayesify.fitting import fit, versions
 from bayesify.likelihoods import Likelihood
 from bayesify.posteriors.weight import Posterior
 from bayesify.report.records import Record
+from bayesify.training.callbacks import Callback
+from bayesify.training.cost import CostMeter
+from bayesify.training.fit import fit, versions
 
 
 class Watcher:

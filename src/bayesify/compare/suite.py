@@ -32,9 +32,9 @@ from bayesify.core.errors import DataError, OptionError
 from bayesify.data import check_validation_share
 from bayesify.data.examples import VALIDATION_SHARE
 from bayesify.methods import METHODS
-from bayesify.methods.base import Method
 from bayesify.methods.map import MAP
 from bayesify.models import is_code
+from bayesify.training.problem import Method
 
 SCALED = "+ts"
 """Suffix of a method's name: temperature scaling on the validation part, after the fit."""

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from bayesify.certifying import CertifyingPart, count, in_order
 from bayesify.core.batches import split_batch, to_device
 from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.core.streams import stream
@@ -34,6 +33,7 @@ from bayesify.numerics.pac_bayes import (
     seeger_bound,
 )
 from bayesify.posteriors.weight import Posterior, WeightPosterior
+from bayesify.training.holdout import CertifyingPart, count, in_order
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ from bayesify.evaluation.predictions import Predictions
 from bayesify.evaluation.retraining import Retraining
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood
-from bayesify.methods.base import Method
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.map import MAP
+from bayesify.training.problem import Method
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import Matching
 

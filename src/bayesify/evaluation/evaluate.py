@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from bayesify.checks import check_labelled
 from bayesify.core.errors import ShapeError, UnsupportedModelError
 from bayesify.data.examples import Examples, Normalise, is_image_shape
 from bayesify.data.loading import Data, as_loader
@@ -33,6 +32,7 @@ from bayesify.evaluation.robustness import Attacks, robustness
 from bayesify.evaluation.selective import risk_coverage
 from bayesify.evaluation.shift import Corruptions, shift
 from bayesify.posteriors.weight import Posterior, WeightPosterior
+from bayesify.training.checks import check_labelled
 
 NOTES = {
     "nll": "nats per example",

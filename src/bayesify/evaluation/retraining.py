@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bayesify.checks import check_data, check_held_out
 from bayesify.core.batches import split_batch, to_device
 from bayesify.core.clones import clone
 from bayesify.core.errors import DataError, OptionError
@@ -20,12 +19,13 @@ from bayesify.core.types import Inputs, Named, Readout
 from bayesify.data.loading import Data, as_loader
 from bayesify.distributions.particles import Particles
 from bayesify.evaluation.predictions import Predictions, Predicts, collect
-from bayesify.fitting import fit
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
-from bayesify.methods.base import Method, Problem, Run
 from bayesify.posteriors.weight import WeightPosterior
-from bayesify.starting import AUTO, AUTO_METHOD
+from bayesify.training.checks import check_data, check_held_out
+from bayesify.training.fit import fit
+from bayesify.training.problem import Method, Problem, Run
+from bayesify.training.starting import AUTO, AUTO_METHOD
 from bayesify.weights.named import assign_, buffers_of, weights_of
 
 

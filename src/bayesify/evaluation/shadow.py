@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bayesify.certifying import count
 from bayesify.core.batches import split_batch, tensors_of
 from bayesify.core.errors import (
     DataError,
@@ -38,10 +37,11 @@ from bayesify.evaluation.likelihood_ratio import (
     likelihood_ratio_findings,
     true_class_logits,
 )
-from bayesify.fitting import fit
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.likelihoods.predictive import ClassPredictive
-from bayesify.methods.base import Method
+from bayesify.training.fit import fit
+from bayesify.training.holdout import count
+from bayesify.training.problem import Method
 from bayesify.weights.named import buffers_of, digest, raw_bytes, weights_of
 
 Build = Callable[[int], nn.Module]

@@ -1,7 +1,6 @@
 """The methods, one file each. `METHODS` is the table that the command line and the tests read."""
 
 from bayesify.methods.bali import BALI
-from bayesify.methods.base import Method
 from bayesify.methods.bella import Bella
 from bayesify.methods.diagonal_laplace import DiagonalLaplace
 from bayesify.methods.ensemble import Ensemble
@@ -15,6 +14,7 @@ from bayesify.methods.stf import STF
 from bayesify.methods.svgd import SVGD
 from bayesify.methods.swag import SWAG
 from bayesify.methods.weight_sharing import WeightSharing
+from bayesify.training.problem import Method
 
 METHODS: dict[str, type[Method]] = {
     "map": MAP,

@@ -51,7 +51,6 @@ from bayesify.core.streams import stream
 from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.matrix_normal import Layer, MatrixNormal
 from bayesify.likelihoods import Likelihood
-from bayesify.methods.base import Method, Pretrain, Problem
 from bayesify.methods.layerwise import LayerwiseRun
 from bayesify.methods.layerwise_checks import check_likelihood, check_precision, probe
 from bayesify.methods.layerwise_options import LayerwiseOptions, Scales
@@ -60,6 +59,7 @@ from bayesify.methods.starts import starts
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.posteriors.weight import WeightPosterior
 from bayesify.tracing.linear_maps import LinearMap, roles
+from bayesify.training.problem import Method, Pretrain, Problem
 from bayesify.weights.named import copied, weights_of
 from bayesify.weights.select import all_weights
 

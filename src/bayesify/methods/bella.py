@@ -39,9 +39,9 @@ from bayesify.core.types import Named, Where
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.forward.batch_norm import batch_norms, recalibrate_, statistics_of
 from bayesify.forward.feature_cache import CACHE_LIMIT
-from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.member_training import INDEPENDENT, Training, train_members
+from bayesify.training.problem import PRETRAIN_HELP, GradientRun, Pretrain, Problem
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import all_weights, matching
 

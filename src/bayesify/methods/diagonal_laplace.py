@@ -36,11 +36,11 @@ from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.forward.outputs import squared_gradients
-from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.numerics.noise import single_or_better
 from bayesify.posteriors.scale import best_factor
 from bayesify.posteriors.weight import WeightPosterior
 from bayesify.tracing.trace import call
+from bayesify.training.problem import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.weights.select import all_weights
 
 

@@ -20,9 +20,9 @@ from torch import nn
 from bayesify.core.modes import train_
 from bayesify.core.options import check_options, option, register
 from bayesify.distributions.particles import Particles
-from bayesify.methods.base import GradientRun, Problem
 from bayesify.methods.fresh import fresh_starts
 from bayesify.methods.member_training import Training, train_members
+from bayesify.training.problem import GradientRun, Problem
 
 
 @register

@@ -20,10 +20,10 @@ from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs, Where
 from bayesify.distributions.particles import Particles
 from bayesify.forward.batch_norm import batch_norms
-from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem, Run
 from bayesify.methods.fresh import fresh_weights
 from bayesify.methods.member_training import Training, train_members
 from bayesify.posteriors.weight import WeightPosterior
+from bayesify.training.problem import PRETRAIN_HELP, Pretrain, Problem, Run
 from bayesify.weights.named import assign_
 
 

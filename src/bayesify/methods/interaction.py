@@ -42,7 +42,7 @@ def svgd_(
             these, or "factor", the factors alone. Full members are compared in their weights.
 
     Example:
-        >>> from bayesify.objective import member_losses
+        >>> from bayesify.training.objective import member_losses
         >>> from bayesify.likelihoods import Categorical
         >>> net = torch.nn.Linear(4, 3)
         >>> q = LowRankParticles.around(net, members=3, rank=1, noise=0.1)

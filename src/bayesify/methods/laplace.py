@@ -38,13 +38,13 @@ from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.mean_field import magnitudes
 from bayesify.forward.calling import call_at
-from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.methods.laplace_torch import Curvature
 from bayesify.posteriors.linearised import LinearisedPosterior
 from bayesify.posteriors.probit import OF_LOGITS, LinearisedProbitPosterior, ProbitPosterior
 from bayesify.posteriors.scale import best_factor
 from bayesify.posteriors.weight import WeightPosterior
 from bayesify.tracing.trace import call
+from bayesify.training.problem import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import chosen, last_layer
 

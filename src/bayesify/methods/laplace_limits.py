@@ -15,8 +15,8 @@ from bayesify.core.batches import rows
 from bayesify.core.errors import UnsupportedLayerError, UnsupportedModelError
 from bayesify.core.modes import evaluating
 from bayesify.likelihoods import Categorical, Gaussian, Likelihood
-from bayesify.methods.base import Problem
 from bayesify.tracing.trace import call
+from bayesify.training.problem import Problem
 
 KINDS: dict[type[Likelihood], str] = {Categorical: "classification", Gaussian: "regression"}
 """The likelihoods that laplace-torch has a form for."""

@@ -29,11 +29,11 @@ from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.mean_field import MeanField
 from bayesify.forward.checkpointing import no_checkpointing
 from bayesify.likelihoods import Likelihood
-from bayesify.methods.base import Problem
 from bayesify.methods.laplace_limits import KINDS, check_layers, check_likelihood
 from bayesify.numerics.linalg import cholesky
 from bayesify.numerics.noise import single_or_better
 from bayesify.tracing.trace import call
+from bayesify.training.problem import Problem
 from bayesify.weights.named import count, weights_of
 
 DENSE = 2**13

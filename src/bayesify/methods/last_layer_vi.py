@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from bayesify.core.options import ByTask, option, register
 from bayesify.core.types import Where
-from bayesify.methods.base import PRETRAIN_HELP, Pretrain
 from bayesify.methods.mean_field_vi import MeanFieldVI
+from bayesify.training.problem import PRETRAIN_HELP, Pretrain
 from bayesify.weights.select import last_layer
 
 

@@ -19,7 +19,6 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from bayesify.checks import check_batch
 from bayesify.core.batches import first_example, to_device
 from bayesify.core.errors import OptionError
 from bayesify.core.modes import evaluating, train_
@@ -36,6 +35,7 @@ from bayesify.numerics.layer_regression import LayerRegression, members_where
 from bayesify.numerics.linalg import cholesky
 from bayesify.numerics.noise import single_or_better
 from bayesify.posteriors.weight import FitRecord, WeightPosterior
+from bayesify.training.checks import check_batch
 from bayesify.weights.named import copied
 from bayesify.weights.taped import Tape
 

@@ -17,8 +17,8 @@ from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs
 from bayesify.distributions.particles import Particles
 from bayesify.forward.checkpointing import no_checkpointing
-from bayesify.methods.base import GradientRun, Problem
 from bayesify.methods.member_training import optimiser_of, trainable
+from bayesify.training.problem import GradientRun, Problem
 from bayesify.weights.held_rows import keep_held_rows_
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from bayesify.core.batches import rows
 from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs
-from bayesify.methods.base import PRETRAIN_HELP, Pretrain, Problem
 from bayesify.posteriors.dropout import DropoutPosterior
+from bayesify.training.problem import PRETRAIN_HELP, Pretrain, Problem
 
 
 @register

@@ -31,8 +31,8 @@ from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.distributions.priors import NormalPrior
-from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem, adam
-from bayesify.objective import elbo_terms
+from bayesify.training.objective import elbo_terms
+from bayesify.training.problem import PRETRAIN_HELP, GradientRun, Pretrain, Problem, adam
 from bayesify.weights.named import copied
 from bayesify.weights.noise_scope import noise_scopes
 from bayesify.weights.select import all_weights

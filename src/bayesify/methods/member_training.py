@@ -28,10 +28,10 @@ from bayesify.forward.chunking import Footprint, default_chunk_size
 from bayesify.forward.feature_cache import CACHE_LIMIT, FeatureCache
 from bayesify.forward.outputs import outputs, own_outputs
 from bayesify.forward.trunk import Trunk
-from bayesify.methods.base import GradientRun, Problem, adam
 from bayesify.methods.interaction import clip_members_, svgd_
 from bayesify.numerics.kernels import DenseCoordinates
 from bayesify.numerics.svgd import svgd_direction
+from bayesify.training.problem import GradientRun, Problem, adam
 
 T = TypeVar("T")
 

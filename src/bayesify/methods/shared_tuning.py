@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from bayesify.distributions.mean_field import magnitudes
 from bayesify.distributions.shared.normal import SharedNormal
-from bayesify.methods.base import Problem
 from bayesify.methods.mean_field_vi import elbo_run, prior_in_units
 from bayesify.methods.merging import MergeLimits, current, merge
 from bayesify.methods.sharing import Source, factors
 from bayesify.numerics.wasserstein import merged
+from bayesify.training.problem import Problem
 
 
 @dataclass(frozen=True)

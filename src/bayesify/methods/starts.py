@@ -9,9 +9,9 @@ from collections.abc import Collection
 from bayesify.core.errors import OptionError
 from bayesify.core.types import Named
 from bayesify.distributions.particles import Particles
-from bayesify.methods.base import Problem
 from bayesify.methods.fresh import fresh_starts
 from bayesify.posteriors.weight import Posterior, WeightPosterior
+from bayesify.training.problem import Problem
 from bayesify.weights.named import buffers_of, copied, stacked, weights_of
 
 

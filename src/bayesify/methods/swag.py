@@ -37,9 +37,9 @@ from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.low_rank_normal import LowRankNormal
 from bayesify.forward.batch_norm import batch_norms, recalibrate_
 from bayesify.likelihoods import Likelihood
-from bayesify.methods.base import PRETRAIN_HELP, GradientRun, Pretrain, Problem
 from bayesify.numerics.noise import single_or_better
 from bayesify.posteriors.weight import WeightPosterior
+from bayesify.training.problem import PRETRAIN_HELP, GradientRun, Pretrain, Problem
 from bayesify.weights.held_rows import keep_held_rows_
 from bayesify.weights.named import assign_, stacked
 from bayesify.weights.select import all_weights, chosen

@@ -37,15 +37,15 @@ from bayesify.distributions.base import Marginals
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.distributions.particles import Particles
 from bayesify.distributions.shared.normal import LAWS, SharedNormal
-from bayesify.methods.base import PRETRAIN_HELP, Method, Pretrain, Problem, Run
 from bayesify.methods.codebook import share
 from bayesify.methods.diagonal_laplace import DiagonalLaplace
 from bayesify.methods.merging import MergeLimits
 from bayesify.methods.shared_tuning import Tuning, TuningOptions
 from bayesify.methods.sharing import Source, quantisation_error
-from bayesify.objective import member_losses
 from bayesify.posteriors.scale import best_factor
 from bayesify.posteriors.weight import WeightPosterior
+from bayesify.training.objective import member_losses
+from bayesify.training.problem import PRETRAIN_HELP, Method, Pretrain, Problem, Run
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import matrices
 

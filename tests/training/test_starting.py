@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import bayesify
 from bayesify import METHODS, Bernoulli, Categorical, Gaussian, fit, matrices
 from bayesify.core.errors import OptionError
-from bayesify.starting import AUTO, EXAMPLES, phases_of
+from bayesify.training.starting import AUTO, EXAMPLES, phases_of
 
 from .zoo import with_dropout
 

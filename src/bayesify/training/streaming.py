@@ -3,8 +3,8 @@
 from bayesify.core.errors import OptionError
 from bayesify.core.options import from_json
 from bayesify.core.types import Inputs
-from bayesify.methods.base import Streaming, StreamRun
 from bayesify.posteriors.weight import WeightPosterior
+from bayesify.training.problem import Streaming, StreamRun
 
 
 def resume(posterior: WeightPosterior, example: Inputs) -> StreamRun:

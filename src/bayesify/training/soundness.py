@@ -11,8 +11,8 @@ import torch
 from bayesify.core.batches import rows
 from bayesify.core.errors import DivergenceError
 from bayesify.core.types import Named
-from bayesify.methods.base import Problem
 from bayesify.posteriors.weight import Posterior, WeightPosterior
+from bayesify.training.problem import Problem
 
 ABSURD = 1000.0
 EXAMPLES = 16

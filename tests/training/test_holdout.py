@@ -3,8 +3,8 @@ import torch
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import bayesify
-from bayesify.certifying import CertifyingPart, cut, digest
 from bayesify.core.errors import DataError, OptionError
+from bayesify.training.holdout import CertifyingPart, cut, digest
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(60, 4, generator=GENERATOR)

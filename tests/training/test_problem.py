@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesify import METHODS, DivergenceError
-from bayesify.methods.base import GradientRun, Method, adam
+from bayesify.training.problem import GradientRun, Method, adam
 
 
 def run_of(loss, weight: Tensor, *, steps: int = 10, lr: float = 0.1) -> GradientRun:

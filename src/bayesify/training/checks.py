@@ -18,8 +18,8 @@ from bayesify.core.types import Inputs, Readout
 from bayesify.forward.trunk import TOLERANCE, close
 from bayesify.likelihoods import Likelihood
 from bayesify.posteriors.weight import Posterior
-from bayesify.single_examples import Lengths, check_examples
 from bayesify.tracing.trace import call
+from bayesify.training.single_examples import Lengths, check_examples
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from bayesify.core.errors import (
     UnsupportedModelError,
 )
 from bayesify.core.streams import stream
-from bayesify.fitting import versions
 from bayesify.likelihoods import Categorical
+from bayesify.training.fit import versions
 
 from .zoo import NETS, BranchingNet, Pairs
 
@@ -349,7 +349,7 @@ class Reader:
 
 
 def test_held_out_examples_reach_the_method_in_order(monkeypatch):
-    monkeypatch.setattr("bayesify.fitting.to_json", lambda method: {})
+    monkeypatch.setattr("bayesify.training.fit.to_json", lambda method: {})
     method = Reader()
     fit(net(), (X, Y), method, validation=(X[:20], Y[:20]), batch_size=8)
     for read in method.read:  # of the rehearsal, and of the fit
@@ -428,7 +428,7 @@ class Breaks:
 
 
 def test_a_step_that_cannot_be_taken_says_so_before_anything_is_trained(monkeypatch):
-    monkeypatch.setattr("bayesify.fitting.to_json", lambda method: {})
+    monkeypatch.setattr("bayesify.training.fit.to_json", lambda method: {})
     watcher = Watcher()
     with pytest.raises(OptionError, match="in a step"):
         fit(net(), (X, Y), Breaks(), callbacks=[watcher])

@@ -84,5 +84,5 @@ def test_the_rehearsal_changes_nothing_of_the_fit(monkeypatch):
         return fit(net, (X, Y), MAP(epochs=2)).outputs(X)
 
     rehearsed = fitted()
-    monkeypatch.setattr("bayesify.fitting.step_on_smallest", lambda run, problem: None)
+    monkeypatch.setattr("bayesify.training.fit.step_on_smallest", lambda run, problem: None)
     assert torch.equal(rehearsed, fitted())

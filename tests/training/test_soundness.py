@@ -37,7 +37,7 @@ class Given:
 
 @pytest.fixture(autouse=True)
 def _no_options(monkeypatch):
-    monkeypatch.setattr("bayesify.fitting.to_json", lambda method: {})
+    monkeypatch.setattr("bayesify.training.fit.to_json", lambda method: {})
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])

@@ -5,7 +5,7 @@ from rich.console import Console
 from torch import nn
 
 from bayesify import MAP, STF, ProgressBar, fit
-from bayesify.progress import BatchCounter
+from bayesify.training.progress import BatchCounter
 
 DATA = torch.randn(32, 4), torch.arange(32) % 2
 

@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesify.callbacks import Callback
-from bayesify.certifying import CertifyingPart, cut
-from bayesify.checks import check_data, check_held_out
 from bayesify.core.batches import first_example, split_batch, to_device
 from bayesify.core.clones import clone
 from bayesify.core.errors import OptionError, UnsupportedModelError
@@ -23,17 +20,20 @@ from bayesify.core.streams import stream
 from bayesify.core.types import Inputs, Named, Readout
 from bayesify.core.version import __version__
 from bayesify.core.wrappers import unwrap_parts_, unwrapped
-from bayesify.cost import CostMeter, FlopCounter
 from bayesify.data.loading import Data, Passes, as_loader, is_augmented
 from bayesify.data.samplers import check_one_process, different, num_data
 from bayesify.forward.chunking import can_vectorize
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
-from bayesify.methods.base import Certifiable, FromMembers, Method, Problem
 from bayesify.posteriors.weight import FitRecord, Posterior, WeightPosterior
-from bayesify.rehearsal import in_words, step_on_smallest
-from bayesify.soundness import check_sound
-from bayesify.starting import begun, phases_of
+from bayesify.training.callbacks import Callback
+from bayesify.training.checks import check_data, check_held_out
+from bayesify.training.cost import CostMeter, FlopCounter
+from bayesify.training.holdout import CertifyingPart, cut
+from bayesify.training.problem import Certifiable, FromMembers, Method, Problem
+from bayesify.training.rehearsal import in_words, step_on_smallest
+from bayesify.training.soundness import check_sound
+from bayesify.training.starting import begun, phases_of
 from bayesify.weights.named import assign_, weights_of
 
 
@@ -81,7 +81,7 @@ def fit(
             that diverges, or a posterior that is not finite or absurdly wide (`DivergenceError`).
 
     With `pretrain="auto"`, as most methods have it, a network that is trained already is not
-    trained again; how that is told, and where noise starts, is in `bayesify.starting`. What came of
+    trained again; how that is told, and where noise starts, is in `bayesify.training.starting`. What came of
     it is in `posterior.record.start`, and told to the logger "bayesify".
 
     With a method's `certify_split`, the weights that `model` comes with must not have been trained

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from bayesify.checks import check_data, check_held_out
 from bayesify.core.batches import Unbatched
 from bayesify.core.errors import DataError, ShapeError, UnsupportedModelError
 from bayesify.data.loading import as_loader
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Categorical
+from bayesify.training.checks import check_data, check_held_out
 
 X = torch.randn(20, 4)
 Y = torch.arange(20) % 3

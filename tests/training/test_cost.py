@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bayesify import CostMeter
-from bayesify.cost import FlopCounter
+from bayesify.training.cost import FlopCounter
 
 
 def test_seconds_are_those_of_the_clock():
@@ -30,7 +30,7 @@ def test_the_peak_is_what_the_work_added():
 
 
 def test_a_system_that_does_not_tell_gives_none(monkeypatch):
-    monkeypatch.setattr("bayesify.cost.CLEAR_REFS", "/nowhere/at/all")
+    monkeypatch.setattr("bayesify.training.cost.CLEAR_REFS", "/nowhere/at/all")
     with CostMeter() as cost:
         pass
     assert cost.peak_memory_bytes is None

@@ -8,7 +8,7 @@ from bayesify.distributions.particles import Particles
 from bayesify.distributions.priors import NormalPrior
 from bayesify.forward import outputs as forward
 from bayesify.likelihoods import Categorical, Gaussian
-from bayesify.objective import elbo_terms, member_losses, negative_elbo
+from bayesify.training.objective import elbo_terms, member_losses, negative_elbo
 
 from .zoo import NETS
 

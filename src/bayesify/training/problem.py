@@ -2,7 +2,7 @@
 
 A *method* is a frozen dataclass of options. Its `start` gives a *run*, which owns the distribution,
 the optimiser and the schedule, and which `fit` feeds with batches. All objectives are on one scale,
-nats per example (`bayesify/objective.py`).
+nats per example (`bayesify/training/objective.py`).
 """
 
 import math
@@ -119,7 +119,7 @@ class Method(Protocol):
 
 
 Pretrain = Literal["auto"] | Method | None
-"""What trains the network first: a method, nothing, or "auto": `bayesify.starting` decides."""
+"""What trains the network first: a method, nothing, or "auto": `bayesify.training.starting` decides."""
 
 PRETRAIN_HELP = (
     "method that trains the network first; none: it is trained already; auto: map, unless the "

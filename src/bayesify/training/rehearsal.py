@@ -8,7 +8,7 @@ from torch import nn
 from torch.random import fork_rng
 
 from bayesify.core.errors import BayesifyError, UnsupportedModelError
-from bayesify.methods.base import Problem, Run
+from bayesify.training.problem import Problem, Run
 
 
 @contextmanager
