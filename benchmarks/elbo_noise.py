@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import bayesify
 from bayesify.distributions.kl import kl_divergence
-from bayesify.methods import mean_field_vi
+from bayesify.methods.vi import mean_field as mean_field_vi
 from bayesify.weights.noise_scope import noise_scopes
 
 RESULTS = Path(__file__).parent / "results" / "elbo_noise.jsonl"

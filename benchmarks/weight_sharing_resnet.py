@@ -32,13 +32,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import bayesify
-from bayesify.compression import Sizes
 from bayesify.data.augment import CropAndFlip
 from bayesify.data.examples import Examples
 from bayesify.evaluation.calibration import fit_temperature
 from bayesify.evaluation.metrics import accuracy, ece, nll
-from bayesify.methods.codebook import share
-from bayesify.methods.merging import MergeLimits
+from bayesify.methods.sharing.codebook import share
+from bayesify.methods.sharing.compression import Sizes
+from bayesify.methods.sharing.merging import MergeLimits
 
 SAMPLES, BATCH = 50, 128
 FACTORS = (0.125, 0.177, 0.21, 0.25)

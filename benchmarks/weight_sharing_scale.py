@@ -29,10 +29,10 @@ from rich.table import Table
 from torch import nn
 
 import bayesify
-from bayesify.compression import Sizes, compressed
 from bayesify.distributions.shared.packed import pack_state, unpack_state
-from bayesify.methods.merging import MergeLimits, merge
-from bayesify.methods.sharing import Source, booked, quantisation_error, structured, top
+from bayesify.methods.sharing.compression import Sizes, compressed
+from bayesify.methods.sharing.merging import MergeLimits, merge
+from bayesify.methods.sharing.structure import Source, booked, quantisation_error, structured, top
 from bayesify.numerics.mixture import fit_mixture
 
 MILLIONS, CODES = (1.0, 11.2, 44.5), 6000

@@ -4,13 +4,14 @@ Scales start at e^-3: from its default of 1 a perceptron does not learn. The rat
 states and a schedule of torchopt do not go together without more code than a user would write.
 """
 
-import posteriors
 import torch
 import torchopt
 from job import Job, Predict
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
+
+import posteriors
 
 LOG_SCALE = -3.0
 

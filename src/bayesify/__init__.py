@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bayesify import data, models
     from bayesify.adapters import export_adapters, import_adapters
-    from bayesify.compression import Sizes, compressed
     from bayesify.core.batches import Unbatched
     from bayesify.core.errors import (
         BayesifyError,
@@ -53,21 +52,22 @@ if TYPE_CHECKING:
         RegressionPredictive,
     )
     from bayesify.methods import METHODS
-    from bayesify.methods.bali import BALI
-    from bayesify.methods.bella import Bella
-    from bayesify.methods.diagonal_laplace import DiagonalLaplace
-    from bayesify.methods.ensemble import Ensemble
-    from bayesify.methods.fine_tuned_ensemble import FineTunedEnsemble
-    from bayesify.methods.interaction import svgd_
-    from bayesify.methods.laplace import Laplace
-    from bayesify.methods.last_layer_vi import LastLayerVI
-    from bayesify.methods.map import MAP
+    from bayesify.methods.bali.layerwise_inference import BALI
+    from bayesify.methods.laplace.diagonal import DiagonalLaplace
+    from bayesify.methods.laplace.structured import Laplace
     from bayesify.methods.mc_dropout import MCDropout
-    from bayesify.methods.mean_field_vi import MeanFieldVI
-    from bayesify.methods.stf import STF
-    from bayesify.methods.svgd import SVGD
+    from bayesify.methods.members.bella import Bella
+    from bayesify.methods.members.ensemble import Ensemble
+    from bayesify.methods.members.fine_tuned_ensemble import FineTunedEnsemble
+    from bayesify.methods.members.interaction import svgd_
+    from bayesify.methods.members.map import MAP
+    from bayesify.methods.members.svgd import SVGD
+    from bayesify.methods.sharing.compression import Sizes, compressed
+    from bayesify.methods.sharing.weight_sharing import WeightSharing
     from bayesify.methods.swag import SWAG
-    from bayesify.methods.weight_sharing import WeightSharing
+    from bayesify.methods.vi.last_layer import LastLayerVI
+    from bayesify.methods.vi.mean_field import MeanFieldVI
+    from bayesify.methods.vi.stf import STF
     from bayesify.posteriors.dropout import DropoutPosterior
     from bayesify.posteriors.linearised import LinearisedPosterior
     from bayesify.posteriors.persistence import load, save
@@ -106,26 +106,26 @@ _HOME = {
     # keeping and changing posteriors
     "save": "bayesify.posteriors.persistence",
     "load": "bayesify.posteriors.persistence",
-    "compressed": "bayesify.compression",
-    "Sizes": "bayesify.compression",
+    "compressed": "bayesify.methods.sharing.compression",
+    "Sizes": "bayesify.methods.sharing.compression",
     "resume": "bayesify.training.streaming",
     "export_adapters": "bayesify.adapters",
     "import_adapters": "bayesify.adapters",
     # methods
-    "MAP": "bayesify.methods.map",
-    "Ensemble": "bayesify.methods.ensemble",
-    "MeanFieldVI": "bayesify.methods.mean_field_vi",
-    "BALI": "bayesify.methods.bali",
-    "STF": "bayesify.methods.stf",
-    "LastLayerVI": "bayesify.methods.last_layer_vi",
+    "MAP": "bayesify.methods.members.map",
+    "Ensemble": "bayesify.methods.members.ensemble",
+    "MeanFieldVI": "bayesify.methods.vi.mean_field",
+    "BALI": "bayesify.methods.bali.layerwise_inference",
+    "STF": "bayesify.methods.vi.stf",
+    "LastLayerVI": "bayesify.methods.vi.last_layer",
     "MCDropout": "bayesify.methods.mc_dropout",
-    "DiagonalLaplace": "bayesify.methods.diagonal_laplace",
-    "Laplace": "bayesify.methods.laplace",
+    "DiagonalLaplace": "bayesify.methods.laplace.diagonal",
+    "Laplace": "bayesify.methods.laplace.structured",
     "SWAG": "bayesify.methods.swag",
-    "Bella": "bayesify.methods.bella",
-    "SVGD": "bayesify.methods.svgd",
-    "FineTunedEnsemble": "bayesify.methods.fine_tuned_ensemble",
-    "WeightSharing": "bayesify.methods.weight_sharing",
+    "Bella": "bayesify.methods.members.bella",
+    "SVGD": "bayesify.methods.members.svgd",
+    "FineTunedEnsemble": "bayesify.methods.members.fine_tuned_ensemble",
+    "WeightSharing": "bayesify.methods.sharing.weight_sharing",
     "METHODS": "bayesify.methods",
     "Method": "bayesify.training.problem",
     "Problem": "bayesify.training.problem",
@@ -168,7 +168,7 @@ _HOME = {
     "elbo_terms": "bayesify.training.objective",
     "noise_scopes": "bayesify.weights.noise_scope",
     "member_losses": "bayesify.training.objective",
-    "svgd_": "bayesify.methods.interaction",
+    "svgd_": "bayesify.methods.members.interaction",
     # which weights
     "first_layer": "bayesify.weights.select",
     "last_layer": "bayesify.weights.select",

@@ -15,7 +15,7 @@ from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.distributions import LowRankParticles, MeanField
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Categorical
-from bayesify.methods.bella import Bella
+from bayesify.methods.members.bella import Bella
 from bayesify.weights.named import buffers_of
 
 from ..zoo import NETS, Net

@@ -1,7 +1,7 @@
 from bayesify.compare.cell import Cell, digest
 from bayesify.compare.suite import Entry
 from bayesify.core.options import to_json
-from bayesify.methods.map import MAP
+from bayesify.methods.members.map import MAP
 
 
 def cell(label="map", scaled=False, seed=0, fold=None):

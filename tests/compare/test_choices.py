@@ -6,7 +6,7 @@ from bayesify.compare import choices
 from bayesify.compare.choices import flat, grid, make, read_value
 from bayesify.core.errors import OptionError
 from bayesify.methods import METHODS
-from bayesify.methods.map import MAP
+from bayesify.methods.members.map import MAP
 from bayesify.weights.select import first_layer, last_layer, matching
 
 

@@ -5,7 +5,7 @@ import pytest
 from bayesify.compare.suite import DEFAULT_METHODS, Suite, entries, read
 from bayesify.core.errors import DataError, OptionError
 from bayesify.methods import METHODS
-from bayesify.methods.map import MAP
+from bayesify.methods.members.map import MAP
 
 
 @pytest.fixture

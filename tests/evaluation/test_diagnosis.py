@@ -22,8 +22,8 @@ from bayesify.evaluation.layers import redrawable_layers
 from bayesify.evaluation.predictions import Predictions
 from bayesify.evaluation.retraining import Retraining
 from bayesify.likelihoods import Gaussian
-from bayesify.methods.fresh import fresh_weights
-from bayesify.methods.map import MAP
+from bayesify.methods.members.fresh import fresh_weights
+from bayesify.methods.members.map import MAP
 from bayesify.models.mlp import mlp
 from bayesify.weights.named import assign_
 

@@ -10,7 +10,7 @@ from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.evaluation import retraining
 from bayesify.evaluation.retraining import InEvalMode, Retraining
 from bayesify.likelihoods import Gaussian
-from bayesify.methods.map import MAP
+from bayesify.methods.members.map import MAP
 from zoo import LSTMNet
 
 QUICK = MAP(epochs=2)

@@ -160,7 +160,7 @@ def test_members_that_coincide_have_no_distance_and_no_repulsion(dtype):
 
 
 def test_factors_of_one_product_are_told_apart():
-    """A kernel that did not would move them alike (tests/methods/test_interaction.py)."""
+    """A kernel that did not would move them alike (tests/methods/members/test_interaction.py)."""
     one = products()
     gauge = torch.tensor([1.0, 2.0]).reshape(2, 1, 1)
     both = ProductCoordinates(one.down[:1] / gauge, one.up[:1] * gauge, SCALE)

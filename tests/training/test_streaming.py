@@ -15,7 +15,7 @@ from bayesify import (
     resume,
     save,
 )
-from bayesify.methods.layerwise import LayerwiseRun
+from bayesify.methods.bali.run import LayerwiseRun
 
 from .zoo import NETS
 

@@ -22,7 +22,7 @@ from bayesify.core.errors import OptionError
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.evaluation.diagnosis import Diagnosis
 from bayesify.evaluation.diagnosis import diagnose as diagnosis_of
-from bayesify.methods.map import MAP
+from bayesify.methods.members.map import MAP
 from bayesify.posteriors.dropout import DropoutPosterior
 from bayesify.posteriors.weight import WeightPosterior
 from bayesify.report.files import write_atomically

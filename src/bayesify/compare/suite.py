@@ -32,7 +32,7 @@ from bayesify.core.errors import DataError, OptionError
 from bayesify.data import check_validation_share
 from bayesify.data.examples import VALIDATION_SHARE
 from bayesify.methods import METHODS
-from bayesify.methods.map import MAP
+from bayesify.methods.members.map import MAP
 from bayesify.models import is_code
 from bayesify.training.problem import Method
 

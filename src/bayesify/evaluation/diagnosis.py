@@ -41,8 +41,8 @@ from bayesify.evaluation.predictions import Predictions
 from bayesify.evaluation.retraining import Retraining
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood
-from bayesify.methods.fresh import fresh_weights
-from bayesify.methods.map import MAP
+from bayesify.methods.members.fresh import fresh_weights
+from bayesify.methods.members.map import MAP
 from bayesify.training.problem import Method
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import Matching

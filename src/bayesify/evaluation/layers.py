@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.streams import stream
 from bayesify.core.types import Inputs, Named
-from bayesify.methods.fresh import fresh_weights
+from bayesify.methods.members.fresh import fresh_weights
 from bayesify.tracing.trace import call, execution_order
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import Matching, matching

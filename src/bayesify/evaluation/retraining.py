@@ -84,7 +84,7 @@ class Retraining:
         DataError: data or validation are unusable; see `check_data`.
 
     Example:
-        >>> from bayesify.methods.map import MAP
+        >>> from bayesify.methods.members.map import MAP
         >>> net, data = nn.Linear(4, 3), (torch.randn(20, 4), torch.arange(20) % 3)
         >>> retrain = Retraining(net, data, method=MAP(epochs=1))
         >>> weights, predictions = retrain({"bias": torch.zeros(3)})

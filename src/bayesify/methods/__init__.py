@@ -1,19 +1,19 @@
 """The methods, one file each. `METHODS` is the table that the command line and the tests read."""
 
-from bayesify.methods.bali import BALI
-from bayesify.methods.bella import Bella
-from bayesify.methods.diagonal_laplace import DiagonalLaplace
-from bayesify.methods.ensemble import Ensemble
-from bayesify.methods.fine_tuned_ensemble import FineTunedEnsemble
-from bayesify.methods.laplace import Laplace
-from bayesify.methods.last_layer_vi import LastLayerVI
-from bayesify.methods.map import MAP
+from bayesify.methods.bali.layerwise_inference import BALI
+from bayesify.methods.laplace.diagonal import DiagonalLaplace
+from bayesify.methods.laplace.structured import Laplace
 from bayesify.methods.mc_dropout import MCDropout
-from bayesify.methods.mean_field_vi import MeanFieldVI
-from bayesify.methods.stf import STF
-from bayesify.methods.svgd import SVGD
+from bayesify.methods.members.bella import Bella
+from bayesify.methods.members.ensemble import Ensemble
+from bayesify.methods.members.fine_tuned_ensemble import FineTunedEnsemble
+from bayesify.methods.members.map import MAP
+from bayesify.methods.members.svgd import SVGD
+from bayesify.methods.sharing.weight_sharing import WeightSharing
 from bayesify.methods.swag import SWAG
-from bayesify.methods.weight_sharing import WeightSharing
+from bayesify.methods.vi.last_layer import LastLayerVI
+from bayesify.methods.vi.mean_field import MeanFieldVI
+from bayesify.methods.vi.stf import STF
 from bayesify.training.problem import Method
 
 METHODS: dict[str, type[Method]] = {

@@ -10,7 +10,7 @@ are the factors. There D adds the squared distance of the products to those of t
 
 so that k sees what members predict with, and still tells factors of one product (B R, R^-1 A)
 apart. A kernel of the products alone moves all such factors alike, and does not bring the law of
-members to the posterior's (tests/methods/test_interaction.py, on a product of two numbers).
+members to the posterior's (tests/methods/members/test_interaction.py, on a product of two numbers).
 With k_ij = k(w_i, w_j) and the r x r Gram matrices G^A_ij = A_i A_j' and G^B_ij = B_i' B_j:
 
     <B_i A_i, B_j A_j>      = sum of the entries of G^A_ij * G^B_ij

@@ -23,7 +23,7 @@ from torch import Tensor
 from bayesify.core.errors import OptionError
 from bayesify.core.modes import evaluating, seeded
 from bayesify.core.types import Inputs
-from bayesify.methods.map import MAP
+from bayesify.methods.members.map import MAP
 from bayesify.tracing.trace import call
 from bayesify.training.problem import Method, Problem, TrainsNetwork
 

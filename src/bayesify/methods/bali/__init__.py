@@ -1,0 +1,1 @@
+"""Layers as Bayesian linear regressions on pseudo-targets."""

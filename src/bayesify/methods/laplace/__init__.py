@@ -1,0 +1,1 @@
+"""Gaussians from the curvature of the loss at a trained network."""

@@ -1,0 +1,1 @@
+"""Finite sets of networks: one, an ensemble, low-rank members, alone or under SVGD."""

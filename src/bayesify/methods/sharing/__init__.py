@@ -1,0 +1,1 @@
+"""A whole network whose weights share a small book of Gaussians."""

@@ -1,0 +1,1 @@
+"""Variational inference with independent Gaussians, over all weights or some."""
