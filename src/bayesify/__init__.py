@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bayesify import data, models
-    from bayesify.adapters import export_adapters, import_adapters
     from bayesify.core.batches import Unbatched
     from bayesify.core.errors import (
         BayesifyError,
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from bayesify.evaluation.shadow import Shadows, shadow_attack
     from bayesify.evaluation.shift import Corruptions, shift
     from bayesify.evaluation.temperature import temperature_scaled
+    from bayesify.integrations.peft import export_adapters, import_adapters
     from bayesify.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
     from bayesify.likelihoods.predictive import (
         ClassPredictive,
@@ -109,8 +109,8 @@ _HOME = {
     "compressed": "bayesify.methods.sharing.compression",
     "Sizes": "bayesify.methods.sharing.compression",
     "resume": "bayesify.training.streaming",
-    "export_adapters": "bayesify.adapters",
-    "import_adapters": "bayesify.adapters",
+    "export_adapters": "bayesify.integrations.peft",
+    "import_adapters": "bayesify.integrations.peft",
     # methods
     "MAP": "bayesify.methods.members.map",
     "Ensemble": "bayesify.methods.members.ensemble",

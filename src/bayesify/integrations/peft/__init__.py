@@ -6,7 +6,7 @@
 peft is not needed: the format is two files.
 """
 
-from bayesify.adapters.exporting import export_adapters
-from bayesify.adapters.importing import import_adapters
+from bayesify.integrations.peft.exporting import export_adapters
+from bayesify.integrations.peft.importing import import_adapters
 
 __all__ = ["export_adapters", "import_adapters"]

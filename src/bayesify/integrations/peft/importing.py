@@ -16,7 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bayesify.adapters.layers import (
+from bayesify.core.clones import clone
+from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
+from bayesify.core.types import Named, Readout
+from bayesify.distributions import LowRankParticles
+from bayesify.forward.outputs import read_tensor
+from bayesify.integrations.peft.layers import (
     CONFIG,
     PREFIX,
     TENSORS,
@@ -26,11 +31,6 @@ from bayesify.adapters.layers import (
     misfit,
     to_peft,
 )
-from bayesify.core.clones import clone
-from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
-from bayesify.core.types import Named, Readout
-from bayesify.distributions import LowRankParticles
-from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
 from bayesify.numerics.noise import single_or_better
 from bayesify.posteriors.weight import WeightPosterior

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bayesify import MAP, WeightPosterior, fit, matching
-from bayesify.adapters import export_adapters, import_adapters
-from bayesify.adapters.layers import from_peft, keys_of, misfit, to_peft
 from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.distributions import LowRankParticles, MeanField
 from bayesify.forward.outputs import read_tensor
+from bayesify.integrations.peft import export_adapters, import_adapters
+from bayesify.integrations.peft.layers import from_peft, keys_of, misfit, to_peft
 from bayesify.likelihoods import Categorical
 from bayesify.methods.members.bella import Bella
 from bayesify.weights.named import buffers_of
@@ -478,7 +478,7 @@ def test_a_crash_leaves_nothing_half_and_keeps_what_was(tmp_path, monkeypatch):
             raise OSError("disk full")
         save_file(*args, **kwargs)
 
-    monkeypatch.setattr("bayesify.adapters.exporting.save_file", fail_later)
+    monkeypatch.setattr("bayesify.integrations.peft.exporting.save_file", fail_later)
     for name in ("adapters", "new"):
         with pytest.raises(OSError, match="disk full"):
             export_adapters(members("mlp", rank=1), tmp_path / name, overwrite=True)

@@ -1,6 +1,6 @@
 """Low-rank members to files that peft reads, one adapter for each member.
 
-Matrices are in adapters/layers.py. Whatever else members have of their own (norms, a head, batch
+Matrices are in integrations/peft/layers.py. Whatever else members have of their own (norms, a head, batch
 norm's statistics) is stored with the whole module, under peft's `modules_to_save`; but for the
 biases of layers with a low-rank difference, of which peft knows two kinds:
 
@@ -21,7 +21,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from bayesify.adapters.layers import (
+from bayesify.core.errors import UnsupportedModelError
+from bayesify.core.files import appearing, check_free
+from bayesify.core.types import Named
+from bayesify.distributions import LowRankParticles
+from bayesify.integrations.peft.layers import (
     CONFIG,
     PREFIX,
     TENSORS,
@@ -32,10 +36,6 @@ from bayesify.adapters.layers import (
     owner_of,
     to_peft,
 )
-from bayesify.core.errors import UnsupportedModelError
-from bayesify.core.files import appearing, check_free
-from bayesify.core.types import Named
-from bayesify.distributions import LowRankParticles
 from bayesify.posteriors.weight import Posterior, WeightPosterior
 from bayesify.weights.named import weights_of
 
@@ -66,7 +66,7 @@ def export_adapters(
 
     Example:
         >>> import tempfile, torch
-        >>> from bayesify.adapters import import_adapters
+        >>> from bayesify.integrations.peft import import_adapters
         >>> from bayesify.likelihoods import Categorical
         >>> net = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)).eval()
         >>> q = LowRankParticles.around(net, members=2, rank=2)
