@@ -22,8 +22,8 @@ import bayesify
 from bayesify.core.batches import split_batch
 from bayesify.core.options import to_json
 from bayesify.data.loading import as_loader
-from bayesify.evaluation.calibration import fit_temperature
-from bayesify.evaluation.metrics import accuracy, ece, nll
+from bayesify.evaluation.metrics.calibration import fit_temperature
+from bayesify.evaluation.metrics.scores import accuracy, ece, nll
 from bayesify.training.cost import CostMeter
 
 CHOOSING = 7

@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import bayesify
-from bayesify.evaluation.certificates import sampled_risk
+from bayesify.evaluation.guarantees.certificates import sampled_risk
 
 ARMS = {  # share that certifies, width of the prior
     "800 certify, s0 .05": (0.8, 0.05),

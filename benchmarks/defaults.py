@@ -47,7 +47,7 @@ from bayesify.compare.suite import Entry, Suite, read
 from bayesify.core.options import to_json
 from bayesify.data import Examples
 from bayesify.data.loading import as_loader
-from bayesify.evaluation.calibration import fit_temperature
+from bayesify.evaluation.metrics.calibration import fit_temperature
 from bayesify.evaluation.predictions import Predictions, collect
 from bayesify.likelihoods import Likelihood
 from bayesify.weights.named import assign_

@@ -26,8 +26,8 @@ from safetensors.torch import load_file
 
 import bayesify
 from bayesify.data import Examples, Splits
-from bayesify.evaluation.membership import attack_auc, membership
-from bayesify.evaluation.shadow import Shadows, shadow_attack
+from bayesify.evaluation.privacy.membership import attack_auc, membership
+from bayesify.evaluation.privacy.shadow import Shadows, shadow_attack
 from bayesify.training.problem import Method
 
 PRIOR_SCALE = 1e3

@@ -34,8 +34,8 @@ from torch import Tensor
 import bayesify
 from bayesify.data.augment import CropAndFlip
 from bayesify.data.examples import Examples
-from bayesify.evaluation.calibration import fit_temperature
-from bayesify.evaluation.metrics import accuracy, ece, nll
+from bayesify.evaluation.metrics.calibration import fit_temperature
+from bayesify.evaluation.metrics.scores import accuracy, ece, nll
 from bayesify.methods.sharing.codebook import share
 from bayesify.methods.sharing.compression import Sizes
 from bayesify.methods.sharing.merging import MergeLimits

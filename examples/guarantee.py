@@ -5,7 +5,7 @@ certify it: a PAC-Bayes bound on how often a random network of the posterior is 
 """
 
 import bayesify
-from bayesify.evaluation.certificates import sampled_risk
+from bayesify.evaluation.guarantees.certificates import sampled_risk
 
 digits = bayesify.data.splits("digits")
 net = bayesify.models.build("mlp", digits.input_shape, digits.num_outputs, seed=0)

@@ -22,8 +22,8 @@ from problems import Judged, Parts
 from torch import Tensor
 
 import bayesify.training.cost
-from bayesify.evaluation import metrics
-from bayesify.evaluation.ood import auroc
+from bayesify.evaluation.metrics import scores as metrics
+from bayesify.evaluation.metrics.ood import auroc
 
 CLEAR_REFS = bayesify.training.cost.CLEAR_REFS
 LEAST = 1e-12

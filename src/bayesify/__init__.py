@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from bayesify.distributions.particles import Particles
     from bayesify.distributions.priors import NormalPrior, Prior
     from bayesify.distributions.shared.normal import SharedNormal
-    from bayesify.evaluation.certificates import Certificate, certify
-    from bayesify.evaluation.diagnosis import Diagnosis, diagnose
+    from bayesify.evaluation.diagnosis.far_away import overconfidence
+    from bayesify.evaluation.diagnosis.open_layers import Diagnosis, diagnose
     from bayesify.evaluation.evaluate import Evaluation, evaluate
-    from bayesify.evaluation.far_away import overconfidence
-    from bayesify.evaluation.membership import membership
-    from bayesify.evaluation.robustness import Attacks, robustness
-    from bayesify.evaluation.shadow import Shadows, shadow_attack
-    from bayesify.evaluation.shift import Corruptions, shift
+    from bayesify.evaluation.guarantees.certificates import Certificate, certify
+    from bayesify.evaluation.privacy.membership import membership
+    from bayesify.evaluation.privacy.shadow import Shadows, shadow_attack
+    from bayesify.evaluation.robustness.curves import Attacks, robustness
+    from bayesify.evaluation.shift.severities import Corruptions, shift
     from bayesify.evaluation.temperature import temperature_scaled
     from bayesify.integrations.peft import export_adapters, import_adapters
     from bayesify.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
@@ -91,18 +91,18 @@ _HOME = {
     "evaluate": "bayesify.evaluation.evaluate",
     "Evaluation": "bayesify.evaluation.evaluate",
     # what one may ask of a posterior
-    "certify": "bayesify.evaluation.certificates",
-    "Certificate": "bayesify.evaluation.certificates",
-    "robustness": "bayesify.evaluation.robustness",
-    "Attacks": "bayesify.evaluation.robustness",
-    "shift": "bayesify.evaluation.shift",
-    "Corruptions": "bayesify.evaluation.shift",
-    "membership": "bayesify.evaluation.membership",
-    "shadow_attack": "bayesify.evaluation.shadow",
-    "Shadows": "bayesify.evaluation.shadow",
-    "overconfidence": "bayesify.evaluation.far_away",
-    "diagnose": "bayesify.evaluation.diagnosis",
-    "Diagnosis": "bayesify.evaluation.diagnosis",
+    "certify": "bayesify.evaluation.guarantees.certificates",
+    "Certificate": "bayesify.evaluation.guarantees.certificates",
+    "robustness": "bayesify.evaluation.robustness.curves",
+    "Attacks": "bayesify.evaluation.robustness.curves",
+    "shift": "bayesify.evaluation.shift.severities",
+    "Corruptions": "bayesify.evaluation.shift.severities",
+    "membership": "bayesify.evaluation.privacy.membership",
+    "shadow_attack": "bayesify.evaluation.privacy.shadow",
+    "Shadows": "bayesify.evaluation.privacy.shadow",
+    "overconfidence": "bayesify.evaluation.diagnosis.far_away",
+    "diagnose": "bayesify.evaluation.diagnosis.open_layers",
+    "Diagnosis": "bayesify.evaluation.diagnosis.open_layers",
     # keeping and changing posteriors
     "save": "bayesify.posteriors.persistence",
     "load": "bayesify.posteriors.persistence",

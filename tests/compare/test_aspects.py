@@ -2,7 +2,7 @@ import pytest
 
 from bayesify.compare.aspects import ALL, Aspects
 from bayesify.core.errors import OptionError
-from bayesify.evaluation.robustness import Attacks
+from bayesify.evaluation.robustness.curves import Attacks
 
 
 def test_nothing_is_measured_by_default():

@@ -9,8 +9,8 @@ from bayesify.compare.aspects import Aspects
 from bayesify.compare.judging import Judge
 from bayesify.data.augment import augmented
 from bayesify.data.loading import evenly, subset
-from bayesify.evaluation.certificates import certify
-from bayesify.evaluation.membership import membership
+from bayesify.evaluation.guarantees.certificates import certify
+from bayesify.evaluation.privacy.membership import membership
 
 QUICK = {
     "attacks": {"eps": (0.1,), "steps": 2, "gradient_samples": 10, "examples": 20},

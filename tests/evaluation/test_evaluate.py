@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 import bayesify
 from bayesify import Categorical, Gaussian, MeanField, WeightPosterior
 from bayesify.core.errors import BayesifyError, DataError, ShapeError
-from bayesify.evaluation.attacks import InputBox
 from bayesify.evaluation.evaluate import evaluate
+from bayesify.evaluation.robustness.attacks import InputBox
 
 from .stub import LinearPosterior
 

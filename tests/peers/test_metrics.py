@@ -6,9 +6,9 @@ import warnings
 import pytest
 import torch
 
-from bayesify.evaluation import metrics
-from bayesify.evaluation.ood import fpr95
-from bayesify.evaluation.selective import risk_coverage
+from bayesify.evaluation.metrics import scores as metrics
+from bayesify.evaluation.metrics.ood import fpr95
+from bayesify.evaluation.metrics.selective import risk_coverage
 from bayesify.likelihoods.predictive import ClassPredictive
 
 with warnings.catch_warnings():

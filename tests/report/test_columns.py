@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from bayesify.evaluation.metrics import METRICS as MEASURED
+from bayesify.evaluation.metrics.scores import METRICS as MEASURED
 from bayesify.report.column import FORMATS, MISSING
 from bayesify.report.columns import BRIEF, COST, METRICS, TOPICS, column, topic_of
 

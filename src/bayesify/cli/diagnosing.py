@@ -20,8 +20,8 @@ from bayesify.compare.problems import usable_device
 from bayesify.core.clones import clone
 from bayesify.core.errors import OptionError
 from bayesify.distributions.matrix_normal import MatrixNormal
-from bayesify.evaluation.diagnosis import Diagnosis
-from bayesify.evaluation.diagnosis import diagnose as diagnosis_of
+from bayesify.evaluation.diagnosis.open_layers import Diagnosis
+from bayesify.evaluation.diagnosis.open_layers import diagnose as diagnosis_of
 from bayesify.methods.members.map import MAP
 from bayesify.posteriors.dropout import DropoutPosterior
 from bayesify.posteriors.weight import WeightPosterior

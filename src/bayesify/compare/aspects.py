@@ -20,9 +20,9 @@ ASPECTS = ("attacks", "corruptions", "membership", "certificates", "far-away", "
 ALL = ("attacks", "corruptions", "membership", "certificates", "far-away")
 
 _OPTIONS = {  # imported when asked for: what corrupts images takes a while to load
-    "attacks": "bayesify.evaluation.robustness:Attacks",
-    "corruptions": "bayesify.evaluation.shift:Corruptions",
-    "shadows": "bayesify.evaluation.shadow:Shadows",
+    "attacks": "bayesify.evaluation.robustness.curves:Attacks",
+    "corruptions": "bayesify.evaluation.shift.severities:Corruptions",
+    "shadows": "bayesify.evaluation.privacy.shadow:Shadows",
 }
 
 

@@ -87,7 +87,7 @@ class Judge:
         return aspect in self.aspects and applies
 
     def _far_away(self, posterior: Posterior) -> Findings:
-        from bayesify.evaluation.far_away import overconfidence
+        from bayesify.evaluation.diagnosis.far_away import overconfidence
 
         if "far-away" not in self.aspects:
             return Findings()
@@ -110,7 +110,7 @@ class Judge:
         """The attack by shadow posteriors, where it is asked for; they are kept in `out`."""
         if "shadows" not in self.aspects or self.splits.task != "classification":
             return Findings()
-        from bayesify.evaluation.shadow import shadow_attack
+        from bayesify.evaluation.privacy.shadow import shadow_attack
 
         options: Any = self.aspects.options["shadows"]
         return shadow_attack(

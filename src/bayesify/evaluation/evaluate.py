@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader, Subset
 from bayesify.core.errors import ShapeError, UnsupportedModelError
 from bayesify.data.examples import Examples, Normalise, is_image_shape
 from bayesify.data.loading import Data, as_loader
-from bayesify.evaluation.attacks import InputBox
-from bayesify.evaluation.calibration import reliability
-from bayesify.evaluation.certificates import certify, sampled_risk
-from bayesify.evaluation.far_away import check_followed, overconfidence
+from bayesify.evaluation.diagnosis.far_away import check_followed, overconfidence
 from bayesify.evaluation.findings import Findings
-from bayesify.evaluation.membership import membership
-from bayesify.evaluation.metrics import measure
-from bayesify.evaluation.ood import ood_metrics
+from bayesify.evaluation.guarantees.certificates import certify, sampled_risk
+from bayesify.evaluation.metrics.calibration import reliability
+from bayesify.evaluation.metrics.ood import ood_metrics
+from bayesify.evaluation.metrics.regression import interval_calibration
+from bayesify.evaluation.metrics.scores import measure
+from bayesify.evaluation.metrics.selective import risk_coverage
 from bayesify.evaluation.predictions import (
     OnBatch,
     Predictions,
@@ -27,10 +27,10 @@ from bayesify.evaluation.predictions import (
     collect,
     collect_unlabelled,
 )
-from bayesify.evaluation.regression import interval_calibration
-from bayesify.evaluation.robustness import Attacks, robustness
-from bayesify.evaluation.selective import risk_coverage
-from bayesify.evaluation.shift import Corruptions, shift
+from bayesify.evaluation.privacy.membership import membership
+from bayesify.evaluation.robustness.attacks import InputBox
+from bayesify.evaluation.robustness.curves import Attacks, robustness
+from bayesify.evaluation.shift.severities import Corruptions, shift
 from bayesify.posteriors.weight import Posterior, WeightPosterior
 from bayesify.training.checks import check_labelled
 

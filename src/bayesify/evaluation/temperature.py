@@ -9,7 +9,7 @@ import torch
 from bayesify.core.batches import split_batch, to_device
 from bayesify.core.errors import DataError, UnsupportedModelError
 from bayesify.data.loading import Data, as_loader
-from bayesify.evaluation.calibration import fit_temperature
+from bayesify.evaluation.metrics.calibration import fit_temperature
 from bayesify.likelihoods import Categorical
 from bayesify.likelihoods.predictive import ClassPredictive
 from bayesify.posteriors.weight import Posterior

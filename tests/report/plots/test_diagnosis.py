@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from bayesify.evaluation.diagnosis import Diagnosis, LayerDiagnosis
+from bayesify.evaluation.diagnosis.open_layers import Diagnosis, LayerDiagnosis
 from bayesify.report.plots.diagnosis import diagnosis_plot
 from bayesify.report.style import INK, PALETTE, PAPER
 from bayesify.weights.select import Matching

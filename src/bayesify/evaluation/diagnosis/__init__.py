@@ -1,0 +1,1 @@
+"""What the data leave open: layers that can be retrained, and confidence far away."""

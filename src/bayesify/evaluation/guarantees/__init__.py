@@ -1,0 +1,1 @@
+"""Bounds on the risk of a posterior that hold with high probability."""

@@ -1,0 +1,1 @@
+"""What predictions give away about the training data."""

@@ -1,0 +1,1 @@
+"""Adversarial inputs, and how a posterior stands up to them."""

@@ -1,0 +1,1 @@
+"""Common corruptions of images, and how gracefully a posterior fails on them."""
