@@ -30,9 +30,18 @@ from torch import Tensor, nn
 
 import bayesify
 from bayesify.data.readers.toy import sinc, two_moons
+from bayesify.experiments.report.style import (
+    INK,
+    MUTED,
+    PALETTE,
+    PAPER,
+    new_figure,
+    plain,
+    settings,
+    to_svg,
+)
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import resolve
-from bayesify.report.style import INK, MUTED, PALETTE, PAPER, new_figure, plain, settings, to_svg
 
 BATCH, SAMPLES = 50, 200
 STEPS = {"BALI": 1500, "mean-field VI": 3000}

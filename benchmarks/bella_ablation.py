@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-from bayesify.report.style import PALETTE, new_figure, plain, settings, to_svg
+from bayesify.experiments.report.style import PALETTE, new_figure, plain, settings, to_svg
 
 SHOWN = {"nll": "NLL, difference", "ood_auroc": "AUROC of foreign images, difference"}
 BESIDE = 0.04

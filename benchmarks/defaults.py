@@ -42,13 +42,13 @@ from published import resnet20, some, train_and_half_of_test
 from torch import nn
 
 import bayesify
-from bayesify.compare.likelihood import likelihood_of
-from bayesify.compare.suite import Entry, Suite, read
 from bayesify.core.options import to_json
 from bayesify.data import Examples
 from bayesify.data.loading import as_loader
 from bayesify.evaluation.metrics.calibration import fit_temperature
 from bayesify.evaluation.predictions import Predictions, collect
+from bayesify.experiments.likelihood import likelihood_of
+from bayesify.experiments.suite import Entry, Suite, read
 from bayesify.likelihoods import Likelihood
 from bayesify.weights.named import assign_
 

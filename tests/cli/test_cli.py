@@ -11,7 +11,7 @@ from PIL import Image
 import bayesify
 from bayesify.cli import main
 from bayesify.cli.saved import open_run
-from bayesify.compare import run as running
+from bayesify.experiments import run as running
 from bayesify.methods import METHODS
 
 COMMANDS = ("compare", "fit", "evaluate", "predict", "compress", "diagnose", "report", "data")

@@ -21,11 +21,11 @@ from bayesify import (
     load,
     save,
 )
-from bayesify.compare.measure import samples_used
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.evaluation.diagnosis.far_away import far_away_limit
 from bayesify.evaluation.guarantees.certificates import sampled_risk
 from bayesify.evaluation.robustness.curves import robustness
+from bayesify.experiments.measure import samples_used
 from bayesify.posteriors.linearised import LinearisedPosterior
 from bayesify.posteriors.probit import LinearisedProbitPosterior, ProbitPosterior, damped
 from bayesify.posteriors.scale import rescaled

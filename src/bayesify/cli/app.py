@@ -7,8 +7,8 @@ import typer
 
 from bayesify.cli import flags
 from bayesify.cli.flags import DATA, HOW, JUDGE, MODEL, OUTPUT, flag
-from bayesify.compare.suite import DEFAULT_METHODS
 from bayesify.core.version import __version__
+from bayesify.experiments.suite import DEFAULT_METHODS
 from bayesify.methods import METHODS
 
 SEVERAL = " Commas between several."

@@ -11,15 +11,15 @@ from rich.console import Console
 from bayesify.cli.settings import assignments
 from bayesify.cli.showing import show
 from bayesify.cli.watching import Terminal
-from bayesify.compare.aspects import ASPECTS
-from bayesify.compare.choices import near
-from bayesify.compare.run import Outcome, run
-from bayesify.compare.suite import DEFAULT_METHODS, SCALED, Suite, entries, read
 from bayesify.core.errors import OptionError
 from bayesify.core.options import to_json
+from bayesify.experiments.aspects import ASPECTS
+from bayesify.experiments.choices import near
+from bayesify.experiments.report import records
+from bayesify.experiments.report.page import write
+from bayesify.experiments.run import Outcome, run
+from bayesify.experiments.suite import DEFAULT_METHODS, SCALED, Suite, entries, read
 from bayesify.methods import METHODS
-from bayesify.report import records
-from bayesify.report.page import write
 
 FAILED, INTERRUPTED = 2, 130
 

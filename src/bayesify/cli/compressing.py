@@ -7,8 +7,8 @@ from rich.console import Console
 
 from bayesify.cli.fitting import check_out
 from bayesify.cli.saved import named_models, open_run, own
-from bayesify.compare.results import set_aside
 from bayesify.core.errors import OptionError
+from bayesify.experiments.results import set_aside
 from bayesify.methods.sharing.compression import Sizes, compressed
 from bayesify.posteriors.persistence import disk_bytes, save
 from bayesify.posteriors.weight import WeightPosterior

@@ -16,17 +16,17 @@ from torch import nn
 
 from bayesify.cli.comparing import listed
 from bayesify.cli.saved import named_models, open_run
-from bayesify.compare.problems import usable_device
 from bayesify.core.clones import clone
 from bayesify.core.errors import OptionError
 from bayesify.distributions.matrix_normal import MatrixNormal
 from bayesify.evaluation.diagnosis.open_layers import Diagnosis
 from bayesify.evaluation.diagnosis.open_layers import diagnose as diagnosis_of
+from bayesify.experiments.problems import usable_device
+from bayesify.experiments.report.files import write_atomically
+from bayesify.experiments.report.plots.diagnosis import diagnosis_plot
 from bayesify.methods.members.map import MAP
 from bayesify.posteriors.dropout import DropoutPosterior
 from bayesify.posteriors.weight import WeightPosterior
-from bayesify.report.files import write_atomically
-from bayesify.report.plots.diagnosis import diagnosis_plot
 from bayesify.weights.named import assign_
 
 

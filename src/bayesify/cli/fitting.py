@@ -11,14 +11,14 @@ from rich.console import Console
 from bayesify import data, models
 from bayesify.cli.saved import Notes, own
 from bayesify.cli.settings import assignments
-from bayesify.compare.choices import make
-from bayesify.compare.problems import check_certifiable, usable_device
-from bayesify.compare.results import set_aside
 from bayesify.core.errors import OptionError
 from bayesify.core.files import recover
 from bayesify.core.options import to_json
 from bayesify.data.examples import VALIDATION_SHARE
 from bayesify.evaluation.evaluate import evaluate
+from bayesify.experiments.choices import make
+from bayesify.experiments.problems import check_certifiable, usable_device
+from bayesify.experiments.results import set_aside
 from bayesify.likelihoods import LIKELIHOOD_OF_TASK
 from bayesify.posteriors.persistence import is_posterior, save
 from bayesify.training.fit import fit as fit_posterior

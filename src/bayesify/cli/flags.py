@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bayesify.compare.aspects import ASPECTS
-from bayesify.compare.choices import alternatives, options_of
 from bayesify.core.options import Bounds, to_json
 from bayesify.core.types import Where
 from bayesify.data.examples import VALIDATION_SHARE
+from bayesify.experiments.aspects import ASPECTS
+from bayesify.experiments.choices import alternatives, options_of
 from bayesify.methods import METHODS
 from bayesify.models import MODELS
 from bayesify.training.problem import Method

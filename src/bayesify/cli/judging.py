@@ -11,14 +11,14 @@ from rich.console import Console
 from bayesify import data
 from bayesify.cli.comparing import listed, settings_of
 from bayesify.cli.saved import Notes, named_models, open_run
-from bayesify.compare.aspects import Aspects
-from bayesify.compare.cell import digest
-from bayesify.compare.judging import Judge
-from bayesify.compare.measure import cost
-from bayesify.compare.problems import usable_device
-from bayesify.compare.results import Results
 from bayesify.core.errors import OptionError
 from bayesify.evaluation.evaluate import Evaluation
+from bayesify.experiments.aspects import Aspects
+from bayesify.experiments.cell import digest
+from bayesify.experiments.judging import Judge
+from bayesify.experiments.measure import cost
+from bayesify.experiments.problems import usable_device
+from bayesify.experiments.results import Results
 from bayesify.methods import METHODS
 from bayesify.posteriors.persistence import read_manifest
 from bayesify.posteriors.weight import Posterior

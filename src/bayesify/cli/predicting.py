@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bayesify.cli.saved import Notes, named_models, open_run
-from bayesify.compare.problems import usable_device
 from bayesify.core.errors import OptionError
 from bayesify.core.types import Named
 from bayesify.data.loading import as_loader
 from bayesify.evaluation.predictions import collect_unlabelled
+from bayesify.experiments.problems import usable_device
 
 Row = dict[str, Any]
 

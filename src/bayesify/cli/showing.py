@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from bayesify.core.errors import OptionError
-from bayesify.report import records
-from bayesify.report.groups import groups
-from bayesify.report.page import write
-from bayesify.report.tables import terminal_tables
+from bayesify.experiments.report import records
+from bayesify.experiments.report.groups import groups
+from bayesify.experiments.report.page import write
+from bayesify.experiments.report.tables import terminal_tables
 
 WIDTH = 110
 """Characters of a line where the output is no terminal."""

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from bayesify.compare.cell import Cell
-from bayesify.compare.run import Watcher
 from bayesify.core.errors import BayesifyError
-from bayesify.report.records import Record
+from bayesify.experiments.cell import Cell
+from bayesify.experiments.report.records import Record
+from bayesify.experiments.run import Watcher
 from bayesify.training.callbacks import Callback
 from bayesify.training.progress import BatchCounter, ProgressBar
 

@@ -1,0 +1,303 @@
+"""What to compare: data x folds x models x methods x seeds, from flags or from a TOML file.
+
+data = ["digits"]
+models = ["mlp"]
+seeds = [0, 1, 2]
+
+[[method]]
+name = "map+ts"                 # any method, with temperature scaling after the fit
+
+[[method]]
+name = "stf"
+label = "stf, long"             # optional; what tables call it
+temperature = [0.1, 1.0]        # a list is a grid: every combination is compared
+"pretrain.epochs" = 20          # an option of the method inside
+where = "*.mlp.*"
+likelihood.scale = 0.5          # an option of the likelihood that belongs to the data's task
+
+`[[literature]]` tables hold published numbers: see experiments/literature.py. `evaluate = ["attacks"]`
+asks for more to be measured, with options in a table `[attacks]`: see experiments/aspects.py.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from bayesify.core.errors import DataError, OptionError
+from bayesify.data import check_validation_share
+from bayesify.data.examples import VALIDATION_SHARE
+from bayesify.experiments.aspects import ASPECTS, Aspects
+from bayesify.experiments.choices import combinations, flat, grid, near
+from bayesify.experiments.literature import Literature, read_literature
+from bayesify.methods import METHODS
+from bayesify.methods.members.map import MAP
+from bayesify.models import is_code
+from bayesify.training.problem import Method
+
+SCALED = "+ts"
+"""Suffix of a method's name: temperature scaling on the validation part, after the fit."""
+
+DEFAULT_METHODS = ("map", "map" + SCALED, "ensemble", "stf")
+SPLITS = ("test", "validation")
+
+NOISE = "likelihood."
+"""Before the options of a row that are its likelihood's."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table to be.
+
+    Args:
+        label: What tables call it.
+        method: The method with its options.
+        scaled: Whether its temperature is scaled on the validation part.
+        likelihood: Options of the likelihood; what it takes depends on the task.
+        if_possible: Whether it is left out, rather than fails, where the method cannot treat the
+            model.
+    """
+
+    label: str
+    method: Method
+    scaled: bool = False
+    likelihood: Mapping[str, Any] = field(default_factory=dict)
+    if_possible: bool = False
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A comparison.
+
+    Args:
+        data: Sources, as `bayesify.data.splits` takes them.
+        models: Names, as `bayesify.models.build` takes them.
+        methods: What is compared.
+        seeds: Of the initial weights and the fit.
+        split: The part that is judged on: "test", or "validation" for choosing options.
+        ood: Foreign data; "auto" is photographs where the data are images; "each-other" the data
+            of the suite next in line, so that of two each is foreign to the other; None: none.
+        aspects: What is measured beside quality, foreign data and cost.
+        num_samples: Weight samples per prediction.
+        batch_size: Examples a batch in training.
+        weights: Safetensors file that is loaded into the model before the fit.
+        augment: Whether training images are cropped and flipped at random.
+        data_dir: Where to look for the data.
+        target: Column to predict, of a CSV file.
+        task: "classification", "multilabel" or "regression"; None: decided by the data.
+        folds: Which of the given test parts, of data that have several; "all" is every one, and
+            None the first or only one. Folds are averaged over, as seeds are.
+        image_size: Height and width that images of a folder are brought to.
+        split_seed: Decides which examples are held out; the same for all seeds, so that no
+            example that is judged on was ever learnt from.
+        validation_share: How much of what is not for testing is held out of training; 0: nothing.
+        device: Where to train.
+        command: The command line that asked for it, to be repeated.
+        literature: Published numbers to show beside the results.
+    """
+
+    data: tuple[str, ...] = ("digits",)
+    models: tuple[str, ...] = ("mlp",)
+    methods: tuple[Entry, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    split: str = "test"
+    ood: str | None = "auto"
+    aspects: Aspects = field(default_factory=Aspects)
+    num_samples: int = 32
+    batch_size: int = 64
+    weights: str | None = None
+    augment: bool = False
+    data_dir: str | None = None
+    target: str | None = None
+    task: str | None = None
+    folds: tuple[int, ...] | Literal["all"] | None = None
+    image_size: int | None = None
+    split_seed: int = 0
+    validation_share: float = VALIDATION_SHARE
+    device: str = "cpu"
+    command: str = ""
+    literature: tuple[Literature, ...] = ()
+
+    @property
+    def trained(self) -> Entry:
+        """The row whose adversarial inputs are tried on all others: the suite's own MAP, if any."""
+        plain = [each for each in self.methods if isinstance(each.method, MAP)]
+        return plain[0] if plain else Entry("map", MAP())
+
+    def __post_init__(self) -> None:
+        for name in ("data", "models", "methods", "seeds", "folds"):
+            if getattr(self, name) in ((), ""):
+                raise OptionError(f"{name}: expected at least one to compare, got none.")
+        if self.split not in SPLITS:
+            raise OptionError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}.")
+        if self.folds != "all" and isinstance(self.folds, str):
+            raise OptionError(f"folds={self.folds!r}: expected 'all' or whole numbers.")
+        if self.ood == "each-other" and len(self.data) < 2:
+            raise OptionError("ood='each-other': expected two data sets or more, got one.")
+        self._check_validation()
+        for name in ("num_samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name}={getattr(self, name)}: expected at least 1.")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise OptionError(f"seeds={self.seeds}: expected whole numbers from 0 to 2**32 - 1.")
+        labels = [entry.label for entry in self.methods]
+        if twice := {label for label in labels if labels.count(label) > 1}:
+            raise OptionError(
+                f"methods: {', '.join(sorted(twice))} is asked for more than once; give each "
+                f"[[method]] a label of its own."
+            )
+
+    def _check_validation(self) -> None:
+        check_validation_share(self.validation_share)
+        scaled = [entry.label for entry in self.methods if entry.scaled]
+        wanted = ["split='validation'"] * (self.split == "validation") + scaled
+        if wanted and not self.validation_share:
+            raise OptionError(
+                f"{', '.join(wanted)}: expected a validation part, got validation_share=0, which "
+                f"cuts none; raise it, or leave out what needs it."
+            )
+
+
+def entries(names: Iterable[str], settings: Mapping[str, Mapping[str, Any]]) -> tuple[Entry, ...]:
+    """Rows for method names, each with the options that `settings` holds for it.
+
+    Args:
+        names: Keys of `METHODS`, possibly with the suffix `+ts`; "all" is every one that can
+            treat the model.
+        settings: Options by method name; a suffix makes no difference.
+
+    Raises:
+        OptionError: unknown names, or options for a method that is not compared.
+    """
+    asked = [*names]
+    names = [each for name in asked for each in _named(name)]
+    known = {name.removesuffix(SCALED) for name in names}
+    for name in settings:
+        if name not in known:
+            raise OptionError(
+                f"an option for {name!r} is given, which is not compared: expected one of "
+                f"{', '.join(sorted(known))}{near(name, known)}"
+            )
+    return tuple(
+        replace(entry, if_possible=name not in asked)
+        for name in dict.fromkeys(names)
+        for entry in _entries({"name": name, **settings.get(name.removesuffix(SCALED), {})})
+    )
+
+
+def read(path: str | Path, **overrides: Any) -> Suite:
+    """The suite of a TOML file; see the top of this file.
+
+    Args:
+        path: The file.
+        overrides: Fields of `Suite` that win over the file's.
+
+    Raises:
+        DataError: no such file, or no TOML.
+        OptionError: unknown keys or impossible values.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: expected a suite in TOML, got none ({reason}).") from error
+    methods, literature = table.pop("method", None), table.pop("literature", [])
+    aspects = _aspects(path, table)
+    aside = ("methods", "command", "literature", "aspects")
+    known = {each.name: each for each in fields(Suite) if each.name not in aside}
+    for key in table:
+        if key not in known:
+            raise OptionError(
+                f"{path}: unknown key {key!r}; expected {', '.join(known)}, evaluate, [[method]], "
+                f"[[literature]] or a table of an aspect ({', '.join(ASPECTS)})"
+                f"{near(key, (*known, 'evaluate', *ASPECTS))}"
+            )
+    given = {key: _field(f"{path}: {key}", key, value) for key, value in table.items()}
+    for name in () if "models" in overrides else given.get("models", ()):
+        if is_code(name):
+            raise OptionError(
+                f"{path}: models: {name!r} is code, and a file may not choose what runs here: if "
+                f"you know and trust it, name all models of the suite yourself, with --model."
+            )
+    if methods is not None:
+        given["methods"] = tuple(each for row in _rows(path, methods) for each in _entries(row))
+    else:
+        given["methods"] = entries(DEFAULT_METHODS, {})
+    given["literature"] = read_literature(str(path), literature, given.get("data", Suite.data))
+    given["aspects"] = aspects
+    return Suite(**(given | overrides))
+
+
+def _aspects(path: str | Path, table: dict[str, Any]) -> Aspects:
+    """What `evaluate` and the tables beside it say; takes them out of `table`."""
+    names = table.pop("evaluate", [])
+    names = [names] if isinstance(names, str) else names
+    tables = {name: table.pop(name) for name in ASPECTS if name in table}
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise OptionError(f"{path}: evaluate: expected a list of names, got {names!r}.")
+    for name, each in tables.items():
+        if not isinstance(each, Mapping):
+            raise OptionError(f"{path}: expected {name} as a table [{name}], got {each!r}.")
+    return Aspects().changed(names, tables)
+
+
+def _named(name: str) -> Sequence[str]:
+    return [*METHODS, DEFAULT_METHODS[1]] if name == "all" else [name]
+
+
+def _entries(row: Mapping[str, Any]) -> list[Entry]:
+    options = flat({key: each for key, each in row.items() if key not in ("name", "label")})
+    name = row["name"]
+    of_noise = {key: each for key, each in options.items() if key.startswith(NOISE)}
+    made = grid(
+        name.removesuffix(SCALED),
+        {key: each for key, each in options.items() if key not in of_noise},
+    )
+    lists = {key: each if isinstance(each, list) else [each] for key, each in of_noise.items()}
+    label = row.get("label", name)
+    return [
+        Entry(
+            label=" ".join(each for each in (label, varied, noise) if each),
+            method=method,
+            scaled=name.endswith(SCALED),
+            likelihood={key.removeprefix(NOISE): value for key, value in chosen.items()},
+        )
+        for varied, method in made
+        for noise, chosen in combinations(name, lists)
+    ]
+
+
+def _rows(path: str | Path, methods: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(methods, list):
+        raise OptionError(f"{path}: expected methods as [[method]] tables, got {methods!r}.")
+    for row in methods:
+        if not isinstance(row.get("name"), str):
+            raise OptionError(
+                f"{path}: expected every [[method]] to have a name, one of {', '.join(METHODS)}."
+            )
+    return methods
+
+
+def _field(where: str, key: str, value: Any) -> Any:
+    """A value of the type that `Suite` has by default; a single value may stand for a list."""
+    if key == "folds" and value == "all":
+        return value
+    if key in ("data", "models", "seeds", "folds"):
+        values = value if isinstance(value, list) else [value]
+        kind = str if key in ("data", "models") else int
+        return tuple(_checked(where, each, kind) for each in values)
+    if key == "ood" and value == "none":
+        return None
+    kinds = {"augment": bool, "validation_share": float}
+    kinds |= dict.fromkeys(("num_samples", "batch_size", "image_size", "split_seed"), int)
+    return _checked(where, value, kinds.get(key, str))
+
+
+def _checked(where: str, value: Any, kind: type) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise OptionError(f"{where}: expected {words[kind]}, got {value!r}.")
+    return value

@@ -1,4 +1,0 @@
-"""From `results.jsonl` to tables, figures and one self-contained page. Reads records only.
-
-Import from the files: `from bayesify.report.page import write`.
-"""
