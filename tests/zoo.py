@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from bayesify.likelihoods import Categorical
 from bayesify.training.problem import Problem
 
 CLASSES = 3
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+"""Real data and weights, where they are at hand."""
 
 
 class TransformerNet(nn.Module):

@@ -26,8 +26,7 @@ from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.forward import outputs as forward
 from bayesify.weights.named import buffers_of, copied, weights_of
 from bayesify.weights.structured import StructuredWeight
-
-from ..zoo import NETS, TiedNet
+from zoo import NETS, TiedNet
 
 NAMES = list(DISTRIBUTIONS)
 

@@ -22,8 +22,7 @@ from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesify.training.problem import Method
 from bayesify.training.starting import AUTO, AUTO_METHOD
 from bayesify.weights.named import buffers_of, weights_of
-
-from ..zoo import CLASSES, NETS, Net, row, with_dropout
+from zoo import CLASSES, NETS, Net, row, with_dropout
 
 NAMES = list(METHODS)
 POINT_ESTIMATES = {"map"}

@@ -4,8 +4,7 @@ import torch
 from bayesify import MeanField, first_layer, last_layer
 from bayesify.core.casting import cast_together
 from bayesify.forward import outputs as forward
-
-from .zoo import NETS
+from zoo import NETS
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])

@@ -15,8 +15,7 @@ from bayesify.core.errors import DataError, OptionError, ShapeError
 from bayesify.data import splits
 from bayesify.data.augment import augmented
 from bayesify.data.loading import as_loader, evenly_spread, is_augmented, subset
-
-from .zoo import Pairs
+from zoo import Pairs
 
 X, Y = torch.randn(20, 3), torch.arange(20)
 

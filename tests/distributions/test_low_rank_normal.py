@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from bayesify.core.errors import OptionError, ShapeError
 from bayesify.core.types import Named
 from bayesify.distributions.low_rank_normal import LowRankNormal
-
-from ..zoo import NETS
+from zoo import NETS
 
 
 def around(model: nn.Module, rank: int = 4) -> LowRankNormal:

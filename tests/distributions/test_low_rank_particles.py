@@ -14,8 +14,7 @@ from bayesify.forward import outputs as forward
 from bayesify.likelihoods import Categorical
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import buffers_of, weights_of
-
-from ..zoo import NETS
+from zoo import NETS
 
 KINDS = ["mlp", "cnn", "transformer", "tied"]
 

@@ -9,8 +9,7 @@ from bayesify import first_layer
 from bayesify.core.errors import OptionError, ShapeError, UnsupportedModelError
 from bayesify.distributions.mean_field import MeanField, inverse_softplus, magnitudes
 from bayesify.weights.gaussian import GaussianWeight
-
-from ..zoo import NETS
+from zoo import NETS
 
 
 def test_it_is_centred_on_the_models_weights():

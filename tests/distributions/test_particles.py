@@ -5,8 +5,7 @@ from torch.utils._pytree import tree_map
 
 from bayesify.distributions.particles import Particles
 from bayesify.forward import outputs as forward
-
-from ..zoo import NETS
+from zoo import NETS
 
 
 def three() -> tuple[list[nn.Module], Particles]:

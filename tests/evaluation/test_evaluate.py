@@ -10,8 +10,7 @@ from bayesify import Categorical, Gaussian, MeanField, WeightPosterior
 from bayesify.core.errors import BayesifyError, DataError, ShapeError
 from bayesify.evaluation.evaluate import evaluate
 from bayesify.evaluation.robustness.attacks import InputBox
-
-from .stub import LinearPosterior
+from evaluation.stub import LinearPosterior
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from bayesify.evaluation.predictions import (
     flatten_positions,
 )
 from bayesify.likelihoods.predictive import ClassPredictive
-
-from .stub import LinearPosterior
+from evaluation.stub import LinearPosterior
 
 
 @pytest.fixture

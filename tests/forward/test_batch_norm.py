@@ -8,8 +8,7 @@ from torch.optim.swa_utils import update_bn
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.forward.batch_norm import averaging, batch_norms, recalibrate_, statistics_of
 from bayesify.weights.named import buffers_of
-
-from .zoo import NETS
+from zoo import NETS
 
 
 def net() -> nn.Module:

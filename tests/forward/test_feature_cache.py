@@ -8,8 +8,7 @@ from bayesify import models
 from bayesify.core.errors import DataError, OptionError, UnsupportedModelError
 from bayesify.forward.feature_cache import FeatureCache
 from bayesify.forward.trunk import Trunk
-
-from .zoo import NETS, row
+from zoo import NETS, row
 
 
 class Masked(nn.Module):

@@ -18,8 +18,7 @@ from bayesify.tracing.linear_maps import roles
 from bayesify.tracing.trace import call
 from bayesify.weights.named import weights_of
 from bayesify.weights.taped import Tape
-
-from .zoo import NETS, BranchingNet
+from zoo import NETS, BranchingNet
 
 
 def seeded() -> torch.Generator:

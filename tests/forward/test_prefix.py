@@ -2,8 +2,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesify.forward.prefix import ids_of, output_tensors, prefix, tensors_in
-
-from ..zoo import NETS, ModelOutput
+from zoo import NETS, ModelOutput
 
 
 def named(steps) -> list[str]:

@@ -16,8 +16,7 @@ from bayesify.forward.trunk import Trunk, close, stand_in
 from bayesify.tracing.trace import call_arguments
 from bayesify.weights.gaussian import GaussianWeight
 from bayesify.weights.taped import Tape, TapedWeight
-
-from .zoo import NETS
+from zoo import NETS
 
 
 class InPlace(nn.Module):

@@ -26,8 +26,7 @@ from bayesify.distributions.low_rank_normal import LowRankNormal
 from bayesify.methods.swag import Iterates
 from bayesify.posteriors.scale import times
 from bayesify.weights.named import buffers_of, copied, weights_of
-
-from ..zoo import NETS
+from zoo import NETS
 
 LR, MOMENTUM, PRIOR = 0.05, 0.8, 0.7
 

@@ -1,5 +1,4 @@
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from torch.func import functional_call, stack_module_state
 from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.data.readers.cifar import NORMALISE
 from bayesify.models import MODELS, build, load_weights
+from zoo import SHARED
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 IMAGES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 
 

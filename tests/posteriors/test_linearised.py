@@ -21,8 +21,7 @@ from bayesify.posteriors.scale import times
 from bayesify.tracing.trace import call_arguments
 from bayesify.weights.named import copied, weights_of
 from bayesify.weights.structured import StructuredWeight
-
-from .zoo import NETS
+from zoo import NETS
 
 SMOOTH = [name for name, net in NETS.items() if net.vectorizes]
 

@@ -13,8 +13,7 @@ from bayesify import MAP, STF, MeanField, WeightPosterior, fit, load, save
 from bayesify.core.errors import LoadError, OptionError, UnsupportedModelError
 from bayesify.likelihoods import Categorical, Gaussian
 from bayesify.posteriors.persistence import disk_bytes, read_manifest
-
-from .zoo import NETS
+from zoo import NETS
 
 X = NETS["mlp"].inputs(5)
 

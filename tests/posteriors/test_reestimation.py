@@ -23,8 +23,7 @@ from bayesify.distributions.members import Members
 from bayesify.likelihoods import Categorical
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import assign_, buffers_of
-
-from .zoo import NETS
+from zoo import NETS
 
 METHODS = {
     "ensemble": Ensemble(members=3, epochs=2),

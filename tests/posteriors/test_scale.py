@@ -10,8 +10,7 @@ from bayesify import MAP, Categorical, Gaussian, MeanField, WeightPosterior, fit
 from bayesify.core.errors import DataError, UnsupportedModelError
 from bayesify.distributions.base import Scalable
 from bayesify.posteriors.scale import RUNGS, best_factor, times
-
-from .zoo import NETS
+from zoo import NETS
 
 GRID = [2 ** (halves / 2) for halves in range(-2 * RUNGS, 2 * RUNGS + 1)]
 

@@ -19,8 +19,7 @@ from bayesify import (
 from bayesify.core.errors import OptionError
 from bayesify.likelihoods import Categorical, Gaussian
 from bayesify.posteriors.weight import FitRecord, Posterior
-
-from .zoo import NETS
+from zoo import NETS
 
 
 @pytest.fixture

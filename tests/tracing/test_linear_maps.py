@@ -4,8 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesify.tracing.linear_maps import LinearMap, Roles, roles
-
-from ..zoo import NETS
+from zoo import NETS
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 

@@ -4,8 +4,7 @@ from torch import Tensor, nn
 
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.tracing.trace import call_arguments, execution_order, trace
-
-from ..zoo import NETS
+from zoo import NETS
 
 
 class Reversed(nn.Module):

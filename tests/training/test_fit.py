@@ -29,8 +29,7 @@ from bayesify.core.errors import (
 from bayesify.core.streams import stream
 from bayesify.likelihoods import Categorical
 from bayesify.training.fit import versions
-
-from .zoo import NETS, BranchingNet, Pairs
+from zoo import NETS, BranchingNet, Pairs
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long() + (X[:, 1] > 0).long()

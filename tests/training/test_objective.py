@@ -9,8 +9,7 @@ from bayesify.distributions.priors import NormalPrior
 from bayesify.forward import outputs as forward
 from bayesify.likelihoods import Categorical, Gaussian
 from bayesify.training.objective import elbo_terms, member_losses, negative_elbo
-
-from .zoo import NETS
+from zoo import NETS
 
 PRIOR = NormalPrior(0.7)
 

@@ -12,8 +12,7 @@ import bayesify
 from bayesify import METHODS, Bernoulli, Categorical, Gaussian, fit, matrices
 from bayesify.core.errors import OptionError
 from bayesify.training.starting import AUTO, EXAMPLES, phases_of
-
-from .zoo import with_dropout
+from zoo import with_dropout
 
 X = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
 SIGNAL = (X @ torch.tensor([1.0, -2.0, 0.5]))[:, None]

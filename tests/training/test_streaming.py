@@ -16,8 +16,7 @@ from bayesify import (
     save,
 )
 from bayesify.methods.bali.run import LayerwiseRun
-
-from .zoo import NETS
+from zoo import NETS
 
 NOISE, TAU = 0.3, 0.5
 

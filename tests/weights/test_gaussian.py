@@ -7,8 +7,7 @@ from bayesify.distributions.mean_field import MeanField
 from bayesify.forward import outputs as forward
 from bayesify.weights.gaussian import GaussianWeight
 from bayesify.weights.noise_scope import NoiseScope, OtherUseError, Scopes, noise_scopes
-
-from ..zoo import NETS
+from zoo import NETS
 
 
 @pytest.mark.parametrize("scope", NoiseScope)

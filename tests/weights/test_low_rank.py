@@ -8,8 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from bayesify.weights.low_rank import LowRankWeight
-
-from ..zoo import TiedNet
+from zoo import TiedNet
 
 SCALE, RANK = 0.7, 2
 

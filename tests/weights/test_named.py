@@ -11,8 +11,7 @@ from bayesify.weights.named import (
     stacked,
     weights_of,
 )
-
-from ..zoo import NETS
+from zoo import NETS
 
 
 def test_weights_are_the_models_own_memory_without_gradients():

@@ -6,8 +6,7 @@ from bayesify import all_weights, first_layer, last_layer, matching, matrices, m
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.options import from_json, to_json
 from bayesify.weights.select import where_from_text
-
-from ..zoo import NETS
+from zoo import NETS
 
 
 class Bert(nn.Module):

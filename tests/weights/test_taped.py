@@ -8,8 +8,7 @@ from bayesify.core.types import Named
 from bayesify.forward import outputs as forward
 from bayesify.weights.gaussian import GaussianWeight
 from bayesify.weights.taped import Tape, TapedWeight
-
-from ..zoo import NETS
+from zoo import NETS
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 

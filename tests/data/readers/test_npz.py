@@ -1,13 +1,10 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from bayesify import data
 from bayesify.core.errors import DataError, OptionError
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+from zoo import SHARED
 
 
 @pytest.fixture

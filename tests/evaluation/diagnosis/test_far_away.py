@@ -15,8 +15,7 @@ from bayesify.core.streams import stream
 from bayesify.data.readers.toy import two_moons
 from bayesify.evaluation.diagnosis.far_away import confidence_along, far_away_limit, overconfidence
 from bayesify.weights.structured import StructuredWeight
-
-from ..conformance.test_distributions import CASES
+from conformance.test_distributions import CASES
 
 EXACT = {"rtol": 0, "atol": 1e-6}
 """Remainders are read off outputs near 1e6, which double precision gives to 1e-10."""

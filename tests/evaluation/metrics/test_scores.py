@@ -35,8 +35,7 @@ from bayesify.evaluation.metrics.scores import (
 )
 from bayesify.evaluation.predictions import Predictions, collect
 from bayesify.likelihoods.predictive import RegressionPredictive
-
-from .stub import LinearPosterior
+from evaluation.stub import LinearPosterior
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ from bayesify.evaluation.privacy.likelihood_ratio import (
 )
 from bayesify.evaluation.privacy.membership import tpr_at
 from bayesify.likelihoods.predictive import ClassPredictive, RegressionPredictive
-
-from .stub import LinearPosterior
+from evaluation.stub import LinearPosterior
 
 
 def brute_force(phi, inside, target, pooled):

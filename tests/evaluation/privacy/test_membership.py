@@ -21,8 +21,7 @@ from bayesify.evaluation.privacy.membership import (
     tprs_at,
 )
 from bayesify.likelihoods.predictive import ClassPredictive
-
-from .stub import LinearPosterior
+from evaluation.stub import LinearPosterior
 
 HIGH, LOW = torch.tensor([3.0, 2.0]), torch.tensor([1.0, 0.0])
 

@@ -17,8 +17,7 @@ from bayesify.integrations.peft.layers import from_peft, keys_of, misfit, to_pef
 from bayesify.likelihoods import Categorical
 from bayesify.methods.members.bella import Bella
 from bayesify.weights.named import buffers_of
-
-from ..zoo import NETS, Net
+from zoo import NETS, Net
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -1,7 +1,6 @@
 """BALI where the truth is known: exact regression, the bound on a softmax layer, convolutions."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,10 +31,8 @@ from bayesify.data import splits
 from bayesify.forward.outputs import read_tensor
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.training.problem import Problem
+from zoo import NETS, SHARED, TransformerNet
 
-from ..zoo import NETS, TransformerNet
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 EXACT = {
     "temperature": 1.0,
     "rate": 1.0,

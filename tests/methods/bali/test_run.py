@@ -8,8 +8,7 @@ from bayesify import BALI, Categorical, Gaussian, NotPositiveDefiniteError
 from bayesify.forward.outputs import read_tensor
 from bayesify.methods.bali.run import LayerwiseRun
 from bayesify.training.problem import Problem
-
-from ..zoo import NETS
+from zoo import NETS
 
 
 def run_of(model: nn.Module, x: Tensor, likelihood, *, num_data=48, steps=10, **options):

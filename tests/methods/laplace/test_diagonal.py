@@ -17,8 +17,7 @@ from bayesify import (
 from bayesify.core.errors import DivergenceError, OptionError, UnsupportedModelError
 from bayesify.distributions.mean_field import MeanField
 from bayesify.weights.named import weights_of
-
-from ..zoo import NETS, BranchingNet, Pairs
+from zoo import NETS, BranchingNet, Pairs
 
 PLAIN = DiagonalLaplace(pretrain=None, factor=1.0)
 NOISE, PRIOR = 0.5, 2.0

@@ -29,8 +29,7 @@ from bayesify.posteriors.linearised import LinearisedPosterior
 from bayesify.posteriors.probit import LinearisedProbitPosterior, ProbitPosterior
 from bayesify.training.problem import Problem
 from bayesify.weights.named import weights_of
-
-from ..zoo import NETS
+from zoo import NETS
 
 STRUCTURES = ["full", "kron", "diag"]
 EVIDENCE = 19.62469602894685  # of the problem below, by dense algebra

@@ -14,8 +14,7 @@ from bayesify.core.options import from_json, to_json
 from bayesify.posteriors.weight import WeightPosterior
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import buffers_of, weights_of
-
-from ..zoo import NETS
+from zoo import NETS
 
 SMALL = Bella(pretrain=None, members=3, rank=1, epochs=2)
 

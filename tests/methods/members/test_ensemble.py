@@ -11,8 +11,7 @@ from bayesify.distributions.particles import Particles
 from bayesify.forward import outputs as forward
 from bayesify.methods.members.fresh import fresh_starts
 from bayesify.methods.members.training import Training, train_members
-
-from ..zoo import NETS
+from zoo import NETS
 
 
 def trained(net: str, starts: list[nn.Module], *, vectorize: bool) -> Particles:

@@ -12,8 +12,7 @@ from bayesify.core.errors import OptionError
 from bayesify.methods.members.fine_tuned_ensemble import OneByOne
 from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.problem import Problem
-
-from ..zoo import NETS
+from zoo import NETS
 
 METHOD = FineTunedEnsemble(pretrain=None, members=3, epochs=2, lr=0.01)
 SEPARATE = MAP(epochs=2, lr=0.01)

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.methods.members.fresh import fresh_starts, fresh_weights
-
-from ..zoo import NETS
+from zoo import NETS
 
 
 def seeded(seed: int = 0) -> torch.Generator:

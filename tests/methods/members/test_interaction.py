@@ -10,8 +10,7 @@ from bayesify.methods.members.interaction import clip_members_, svgd_
 from bayesify.numerics.kernels import median_bandwidth
 from bayesify.training.objective import member_losses
 from bayesify.weights.named import buffers_of
-
-from ..zoo import CLASSES, NETS
+from zoo import CLASSES, NETS
 
 NUM_DATA, TEMPERATURE = 40, 3.0
 

@@ -8,8 +8,7 @@ from bayesify import Categorical, Ensemble, MeanField, Particles, WeightPosterio
 from bayesify.core.errors import OptionError
 from bayesify.methods.members.starts import starts
 from bayesify.weights.named import buffers_of, weights_of
-
-from ..zoo import NETS
+from zoo import NETS
 
 
 def net() -> nn.Module:

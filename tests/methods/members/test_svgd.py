@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from bayesify import MAP, SVGD, Ensemble, Gaussian, fit
 from bayesify.core.errors import OptionError, UnsupportedModelError
-
-from ..zoo import NETS
+from zoo import NETS
 
 N, NOISE, PRIOR, MEMBERS = 12, 1.0, 1.0, 25
 

@@ -27,8 +27,7 @@ from bayesify.training.problem import GradientRun, Problem
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import buffers_of, weights_of
 from bayesify.weights.select import all_weights
-
-from ..zoo import NETS
+from zoo import NETS
 
 N, LR = 48, 0.01
 

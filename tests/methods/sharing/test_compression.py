@@ -20,8 +20,7 @@ from bayesify.core.errors import UnsupportedModelError
 from bayesify.likelihoods import Categorical
 from bayesify.models import build
 from bayesify.posteriors.persistence import disk_bytes
-
-from .zoo import NETS
+from zoo import NETS
 
 
 @pytest.fixture

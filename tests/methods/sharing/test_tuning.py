@@ -14,8 +14,7 @@ from bayesify.training.objective import negative_elbo
 from bayesify.training.problem import Problem
 from bayesify.weights.named import weights_of
 from bayesify.weights.noise_scope import noise_scopes
-
-from ..zoo import NETS
+from zoo import NETS
 
 LAWS = ("per_weight", "per_layer", "shared_loc", "shared")
 EVERYTHING = MergeLimits(1e9)

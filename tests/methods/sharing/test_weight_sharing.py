@@ -30,8 +30,7 @@ from bayesify.methods.sharing.structure import Source
 from bayesify.methods.sharing.weight_sharing import SharingRun, accumulated_gradient
 from bayesify.training.problem import Problem
 from bayesify.weights.named import weights_of
-
-from ..zoo import NETS, TiedNet
+from zoo import NETS, TiedNet
 
 LAPLACE = DiagonalLaplace(pretrain=None, where=matrices, factor=0.1)
 VI = MeanFieldVI(pretrain=None, epochs=2, temperature=0.1)

@@ -6,8 +6,7 @@ from torch import nn
 from bayesify import MAP, Gaussian, LastLayerVI, MeanFieldVI, fit, last_layer
 from bayesify.core.options import from_json, to_json
 from bayesify.training.cost import FlopCounter
-
-from ..zoo import NETS
+from zoo import NETS
 
 NOISE, PRIOR, SIZE = 1.0, 0.5, 200
 

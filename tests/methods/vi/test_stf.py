@@ -5,8 +5,7 @@ from torch import nn
 
 from bayesify import MAP, STF, MeanFieldVI, first_layer, fit
 from bayesify.core.options import from_json, to_json
-
-from ..zoo import NETS
+from zoo import NETS
 
 
 def test_exactly_the_first_layer_is_random():
