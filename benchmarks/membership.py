@@ -28,7 +28,7 @@ import bayesify
 from bayesify.data import Examples, Splits
 from bayesify.evaluation.privacy.membership import attack_auc, membership
 from bayesify.evaluation.privacy.shadow import Shadows, shadow_attack
-from bayesify.training.problem import Method
+from bayesify.training.method import Method
 
 PRIOR_SCALE = 1e3
 COLUMNS = {

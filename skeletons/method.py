@@ -16,8 +16,10 @@ from torch import Tensor
 from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs
 from bayesify.distributions.particles import Particles
+from bayesify.training.loop import GradientRun, adam
+from bayesify.training.method import Method
 from bayesify.training.objective import member_losses
-from bayesify.training.problem import GradientRun, Method, Problem, adam
+from bayesify.training.problem import Problem
 
 
 @register

@@ -10,7 +10,7 @@ from plain_torch import DROPOUT, MEMBERS
 
 import bayesify
 from bayesify.posteriors.weight import Posterior
-from bayesify.training.problem import Method
+from bayesify.training.method import Method
 
 
 def map_(job: Job) -> Predict:

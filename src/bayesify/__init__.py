@@ -78,8 +78,9 @@ if TYPE_CHECKING:
     from bayesify.training.callbacks import Callback
     from bayesify.training.cost import CostMeter
     from bayesify.training.fit import fit
+    from bayesify.training.method import Method, Run, StreamRun
     from bayesify.training.objective import elbo_terms, member_losses, negative_elbo
-    from bayesify.training.problem import Method, Problem, Run, StreamRun
+    from bayesify.training.problem import Problem
     from bayesify.training.progress import ProgressBar
     from bayesify.training.streaming import resume
     from bayesify.weights.noise_scope import noise_scopes
@@ -127,10 +128,10 @@ _HOME = {
     "FineTunedEnsemble": "bayesify.methods.members.fine_tuned_ensemble",
     "WeightSharing": "bayesify.methods.sharing.weight_sharing",
     "METHODS": "bayesify.methods",
-    "Method": "bayesify.training.problem",
+    "Method": "bayesify.training.method",
     "Problem": "bayesify.training.problem",
-    "Run": "bayesify.training.problem",
-    "StreamRun": "bayesify.training.problem",
+    "Run": "bayesify.training.method",
+    "StreamRun": "bayesify.training.method",
     # posteriors and predictives
     "Posterior": "bayesify.posteriors.weight",
     "WeightPosterior": "bayesify.posteriors.weight",

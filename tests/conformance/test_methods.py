@@ -19,8 +19,7 @@ from bayesify import METHODS, DropoutPosterior, Posterior, WeightPosterior, fit
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.options import from_json, to_json
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
-from bayesify.training.problem import Method
-from bayesify.training.starting import AUTO, AUTO_METHOD
+from bayesify.training.method import AUTO, Method
 from bayesify.weights.named import buffers_of, weights_of
 from zoo import CLASSES, NETS, Net, row, with_dropout
 
@@ -33,7 +32,7 @@ SMALL = {
     "min_steps": 1,
     "rest": "all",
     "factor": 1.0,
-    "average": "samples",  # the other rule gives one output in place of S: tests/posteriors/test_probit.py
+    "average": "samples",  # the other rule gives one output in place of S
 }
 WITH_DROPOUT = {"mc-dropout"}
 """Their nets get a dropout layer, a sample is a draw of its mask, and they learn nothing beyond the
@@ -56,7 +55,7 @@ def small(method: Method, **changes: Any) -> Any:
         if field.name in wanted:
             new[field.name] = wanted[field.name]
         elif value == AUTO:
-            new[field.name] = small(AUTO_METHOD, **changes)
+            new[field.name] = small(bayesify.MAP(), **changes)
         elif dataclasses.is_dataclass(value) and isinstance(value, Method):
             new[field.name] = small(value, **changes)
     return replace(method, **new)  # type: ignore[type-var]

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 import bayesify
 from bayesify import METHODS, Bernoulli, Categorical, Gaussian, fit, matrices
 from bayesify.core.errors import OptionError
-from bayesify.training.starting import AUTO, EXAMPLES, phases_of
+from bayesify.training.method import AUTO
+from bayesify.training.starting import EXAMPLES, phases_of
 from zoo import with_dropout
 
 X = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))

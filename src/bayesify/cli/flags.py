@@ -14,7 +14,7 @@ from bayesify.experiments.aspects import ASPECTS
 from bayesify.experiments.choices import alternatives, options_of
 from bayesify.methods import METHODS
 from bayesify.models import MODELS
-from bayesify.training.problem import Method
+from bayesify.training.method import Method
 
 DATA, MODEL, HOW, JUDGE, OUTPUT, OPTIONS = (
     "Data",

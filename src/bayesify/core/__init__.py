@@ -1,1 +1,1 @@
-"""Names, errors, options, batches, modes and files: what everything stands on, and knows nothing of Bayes."""
+"""What everything stands on and knows nothing of Bayes: errors, options, batches, modes, files."""

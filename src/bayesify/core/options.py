@@ -149,8 +149,8 @@ def to_json(value: Any) -> Any:
     raise OptionError(
         f"cannot write {value!r} as JSON: expected a number, a string, or one of bayesify's option "
         f"classes ({', '.join(sorted(_KINDS))}); give a selector such as matching('*.weight'), "
-        f"or a frozen dataclass of your own with @bayesify.core.options.register and __call__, instead "
-        f"of a function of your own where options must be saved."
+        f"or a frozen dataclass of your own with @bayesify.core.options.register and __call__, "
+        f"instead of a function of your own where options must be saved."
     )
 
 

@@ -16,8 +16,7 @@ from typing import Any, Literal
 from bayesify.core.errors import OptionError
 from bayesify.core.types import Where
 from bayesify.methods import METHODS
-from bayesify.training.problem import Method
-from bayesify.training.starting import AUTO, AUTO_METHOD
+from bayesify.training.method import AUTO, Method
 from bayesify.weights.select import where_from_text
 
 Options = Mapping[str, Any]
@@ -142,7 +141,7 @@ def with_options(method: Any, options: dict[str, Any]) -> Any:
         hint_of(type(method), key)
         held = changed.get(key, getattr(method, key))
         if held == AUTO and key not in changed:
-            held = AUTO_METHOD  # its options are asked for, so it is
+            held = method.before()  # its options are asked for, so it is
         if not isinstance(held, Method):
             what = {None: "none", AUTO: AUTO}.get(held, "no method")
             raise OptionError(

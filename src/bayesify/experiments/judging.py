@@ -16,7 +16,7 @@ from bayesify.evaluation.predictions import OnBatch
 from bayesify.experiments.aspects import Aspects
 from bayesify.likelihoods import Likelihood
 from bayesify.posteriors.weight import Posterior
-from bayesify.training.problem import Method
+from bayesify.training.method import Method
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from bayesify.posteriors.persistence import disk_bytes, save
 from bayesify.posteriors.weight import Posterior
 from bayesify.training.cost import FlopCounter
 from bayesify.training.fit import fit
-from bayesify.training.problem import Method
-from bayesify.training.starting import AUTO, AUTO_METHOD
+from bayesify.training.method import Method
 
 PREDICTIONS = 15
 MOST_SECONDS = 2.0
@@ -158,7 +157,7 @@ def shortened(method: Any) -> Any:
         >>> shortened(STF()).epochs, shortened(STF()).pretrain.epochs
         (1, 1)
     """
-    first = AUTO_METHOD if method.pretrain == AUTO else method.pretrain
+    first = method.before()
     phases = {} if first is None else {"pretrain": shortened(first)}
     epochs = {"epochs": 1} if any(each.name == "epochs" for each in fields(method)) else {}
     return replace(method, **epochs, **phases)

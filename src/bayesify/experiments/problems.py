@@ -17,7 +17,7 @@ from bayesify.data.sources import SOURCES, find_path
 from bayesify.experiments.cell import Cell, digest
 from bayesify.experiments.likelihood import typed
 from bayesify.experiments.suite import Entry, Suite
-from bayesify.training.problem import Certifiable, Method
+from bayesify.training.method import Method
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def check_certifiable(method: Method, weights: str | None) -> None:
     Raises:
         OptionError: both are asked for.
     """
-    if weights is not None and isinstance(method, Certifiable) and method.certify_split:
+    if weights is not None and method.certify_split:
         raise OptionError(
             f"certify_split={method.certify_split} with weights {weights}: expected one of them, "
             f"as nobody knows what data the weights have seen; leave one out."

@@ -15,8 +15,8 @@ temperature = [0.1, 1.0]        # a list is a grid: every combination is compare
 where = "*.mlp.*"
 likelihood.scale = 0.5          # an option of the likelihood that belongs to the data's task
 
-`[[literature]]` tables hold published numbers: see experiments/literature.py. `evaluate = ["attacks"]`
-asks for more to be measured, with options in a table `[attacks]`: see experiments/aspects.py.
+`[[literature]]` tables hold published numbers: see `literature.py`. `evaluate = ["attacks"]` asks
+for more to be measured, with options in a table `[attacks]`: see `aspects.py`.
 """
 
 import tomllib
@@ -34,7 +34,7 @@ from bayesify.experiments.literature import Literature, read_literature
 from bayesify.methods import METHODS
 from bayesify.methods.members.map import MAP
 from bayesify.models import is_code
-from bayesify.training.problem import Method
+from bayesify.training.method import Method
 
 SCALED = "+ts"
 """Suffix of a method's name: temperature scaling on the validation part, after the fit."""

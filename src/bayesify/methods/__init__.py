@@ -14,7 +14,7 @@ from bayesify.methods.swag import SWAG
 from bayesify.methods.vi.last_layer import LastLayerVI
 from bayesify.methods.vi.mean_field import MeanFieldVI
 from bayesify.methods.vi.stf import STF
-from bayesify.training.problem import Method
+from bayesify.training.method import Method
 
 METHODS: dict[str, type[Method]] = {
     "map": MAP,

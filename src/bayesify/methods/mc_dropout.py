@@ -8,10 +8,10 @@ Training with dropout and weight decay descends, up to constants, the negative E
 law of the masked weights (their section 3.1), so nothing is learnt beyond the pretraining, which
 `MAP` does with the dropout layers on. How uncertain the network is was decided by whoever chose p:
 the data choose it neither here nor there, and no amount of data makes it smaller.
-Deviations: a sample has one mask for all examples (`bayesify/posteriors/dropout.py` says why). For regression
-the authors read the noise off p, the decay and N (section 4); ours is the likelihood's own.
-Cost: one forward pass over the training data, for the loss in the record; S passes to predict, one
-after the other; no parameters.
+Deviations: a sample has one mask for all examples (`posteriors/dropout.py` says why). For
+regression the authors read the noise off p, the decay and N (section 4); ours is the likelihood's
+own. Cost: one forward pass over the training data, for the loss in the record; S passes to predict,
+one after the other; no parameters.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,15 @@ from torch import Tensor
 from bayesify.core.batches import rows
 from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs
+from bayesify.methods.members.map import MAP
 from bayesify.posteriors.dropout import DropoutPosterior
-from bayesify.training.problem import PRETRAIN_HELP, Pretrain, Problem
+from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain
+from bayesify.training.problem import Problem
 
 
 @register
 @dataclass(frozen=True)
-class MCDropout:
+class MCDropout(Method):
     """Predict with the dropout that the network was trained with.
 
     Example:
@@ -41,6 +43,7 @@ class MCDropout:
         torch.Size([10, 64, 3])
     """
 
+    auto_pretrain = MAP()
     pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
 
     def __post_init__(self) -> None:

@@ -37,9 +37,12 @@ from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.low_rank_normal import LowRankNormal
 from bayesify.forward.batch_norm import batch_norms, recalibrate_
 from bayesify.likelihoods import Likelihood
+from bayesify.methods.members.map import MAP
 from bayesify.numerics.noise import single_or_better
 from bayesify.posteriors.weight import WeightPosterior
-from bayesify.training.problem import PRETRAIN_HELP, GradientRun, Pretrain, Problem
+from bayesify.training.loop import GradientRun
+from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain
+from bayesify.training.problem import Problem
 from bayesify.weights.held_rows import keep_held_rows_
 from bayesify.weights.named import assign_, stacked
 from bayesify.weights.select import all_weights, chosen
@@ -55,7 +58,7 @@ goes as its inverse, so that a rate which suits one noise diverges under a small
 
 @register
 @dataclass(frozen=True)
-class SWAG:
+class SWAG(Method):
     """Gaussian noise around the average of SGD's iterates, as wide as they wander.
 
     Example:
@@ -67,6 +70,7 @@ class SWAG:
         (4, torch.Size([32, 64, 3]))
     """
 
+    auto_pretrain = MAP()
     pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(all_weights, help="which weights are random, and move")
     epochs: int = option(

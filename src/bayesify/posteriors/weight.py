@@ -49,7 +49,7 @@ class FitRecord:
         certifying: The examples that network and prior never saw, as `CertifyingPart.to_json`;
             None when nothing was kept from them.
         start: Whether the network was trained first and why, and which examples the likelihood's
-            noise began at, as `Start.to_json` of `bayesify.training.starting`; None in older records.
+            noise began at, as `Start.to_json` of `training/starting.py`; None in older records.
     """
 
     options: dict[str, Any]

@@ -30,7 +30,8 @@ from bayesify.training.callbacks import Callback
 from bayesify.training.checks import check_data, check_held_out
 from bayesify.training.cost import CostMeter, FlopCounter
 from bayesify.training.holdout import CertifyingPart, cut
-from bayesify.training.problem import Certifiable, FromMembers, Method, Problem
+from bayesify.training.method import Method
+from bayesify.training.problem import Problem
 from bayesify.training.rehearsal import in_words, step_on_smallest
 from bayesify.training.soundness import check_sound
 from bayesify.training.starting import begun, phases_of
@@ -81,8 +82,8 @@ def fit(
             that diverges, or a posterior that is not finite or absurdly wide (`DivergenceError`).
 
     With `pretrain="auto"`, as most methods have it, a network that is trained already is not
-    trained again; how that is told, and where noise starts, is in `bayesify.training.starting`. What came of
-    it is in `posterior.record.start`, and told to the logger "bayesify".
+    trained again; how that is told, and where noise starts, is in `training/starting.py`. What came
+    of it is in `posterior.record.start`, and told to the logger "bayesify".
 
     With a method's `certify_split`, the weights that `model` comes with must not have been trained
     on `data` either: nobody can check that, and certificates would be void.
@@ -155,7 +156,7 @@ def _parts(
     data: Data, method: Method, seed: int
 ) -> tuple[Data | None, Data, CertifyingPart | None]:
     """What earlier phases see, None for the same; what the method sees; and how that was cut."""
-    share = method.certify_split if isinstance(method, Certifiable) else 0.0
+    share = method.certify_split
     if not share:
         return None, data, None
     if method.pretrain is None:
@@ -252,7 +253,7 @@ def _check_start(method: Method, trained: Posterior) -> None:
     Raises:
         OptionError: it is; the mean of networks that were trained apart is no network.
     """
-    if isinstance(method, FromMembers) and method.from_members:
+    if method.from_members():
         return
     networks = trained.q.networks if isinstance(trained, WeightPosterior) else 1
     if networks > 1:

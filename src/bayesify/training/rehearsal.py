@@ -8,7 +8,8 @@ from torch import nn
 from torch.random import fork_rng
 
 from bayesify.core.errors import BayesifyError, UnsupportedModelError
-from bayesify.training.problem import Problem, Run
+from bayesify.training.method import Run
+from bayesify.training.problem import Problem
 
 
 @contextmanager

@@ -23,13 +23,11 @@ from torch import Tensor
 from bayesify.core.errors import OptionError
 from bayesify.core.modes import evaluating, seeded
 from bayesify.core.types import Inputs
-from bayesify.methods.members.map import MAP
 from bayesify.tracing.trace import call
-from bayesify.training.problem import Method, Problem, TrainsNetwork
+from bayesify.training.method import Method
+from bayesify.training.problem import Problem
 
 AUTO = "auto"
-AUTO_METHOD = MAP()
-"""What "auto" stands for where the network is not trained yet."""
 
 FAR_BETTER = 0.5
 BETTER = 0.8
@@ -81,7 +79,7 @@ def phases_of(method: Any) -> list[Method]:
         if isinstance(method, type) or not isinstance(method, Method):
             raise OptionError(
                 f"method: expected an instance such as bayesify.STF(), got {method!r}; "
-                f"call the class to make one."
+                f"call the class to make one, and let one of your own inherit from bayesify.Method."
             )
         phases.append(method)
         method = method.pretrain
@@ -103,12 +101,14 @@ def begun(
     judged = None
     if first.pretrain == AUTO and not kept_apart:
         judged = _judged(problem)
-        phases = list(phases) if judged.far_better else [*phases, AUTO_METHOD]
+        phases = list(phases) if judged.far_better else [*phases, *phases_of(first.before())]
     elif first.pretrain == AUTO:
-        phases = [*phases, AUTO_METHOD]
+        phases = [*phases, *phases_of(first.before())]
     start = Start(pretrained=len(phases) > 1)
     if first.pretrain == AUTO:
-        start = replace(start, said=_reason(judged), **({} if judged is None else judged.numbers))
+        start = replace(
+            start, said=_reason(first, judged), **({} if judged is None else judged.numbers)
+        )
         level = logging.WARNING if judged is not None and judged.doubtful else logging.INFO
         log.log(level, start.said)
     if noise := _noise_fitted_(phases[-1], problem, judged):
@@ -157,8 +157,8 @@ def _judged(problem: Problem) -> _Judged:
     return _Judged(network, constant, likelihood.error_name)
 
 
-def _reason(judged: _Judged | None) -> str:
-    name = type(AUTO_METHOD).__name__
+def _reason(first: Method, judged: _Judged | None) -> str:
+    name = type(first.before()).__name__
     if judged is None:
         return f"pretrain='auto': {name} trains the network first, as certify_split needs it."
     if judged.network is None or judged.constant is None:
@@ -185,8 +185,8 @@ def _noise_fitted_(first: Method, problem: Problem, judged: _Judged | None) -> s
     if not any(each.requires_grad for each in problem.likelihood.parameters()):
         return None
     # A method that trains any network may have been given one whose residuals are no noise yet.
-    if isinstance(first, TrainsNetwork) and (
-        first.draws_weights or not (judged or _judged(problem)).far_better
+    if first.trains_network() and (
+        first.draws_weights() or not (judged or _judged(problem)).far_better
     ):
         return None
     name, batches = "training", problem.batches

@@ -4,7 +4,7 @@ from bayesify.core.errors import OptionError
 from bayesify.core.options import from_json
 from bayesify.core.types import Inputs
 from bayesify.posteriors.weight import WeightPosterior
-from bayesify.training.problem import Streaming, StreamRun
+from bayesify.training.method import Method, StreamRun
 
 
 def resume(posterior: WeightPosterior, example: Inputs) -> StreamRun:
@@ -32,7 +32,7 @@ def resume(posterior: WeightPosterior, example: Inputs) -> StreamRun:
         ['loss', 'rolled_back']
     """
     method = from_json(posterior.record.options) if posterior.record else None
-    if not isinstance(method, Streaming):
+    if not isinstance(method, Method):
         raise OptionError(
             f"resume: expected a posterior of a method that can learn from a stream (BALI), got "
             f"one of {type(method).__name__ if method else 'no recorded method'}; fit it by one."

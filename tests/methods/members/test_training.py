@@ -23,7 +23,8 @@ from bayesify.likelihoods.base import Likelihood
 from bayesify.methods.members.interaction import svgd_
 from bayesify.methods.members.training import LIKELIHOOD_RATE, Training, train_members
 from bayesify.numerics.kernels import median_bandwidth
-from bayesify.training.problem import GradientRun, Problem
+from bayesify.training.loop import GradientRun
+from bayesify.training.problem import Problem
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import buffers_of, weights_of
 from bayesify.weights.select import all_weights

@@ -9,7 +9,7 @@ our own choice; the abstract names none. For the weights a, b of one layer, its 
     distance     d(a, b)    = 2 ||a - b|| / (||a|| + ||b||)      sqrt(2) for orthogonal, equal norms
     disagreement share of examples whose predicted classes differ (labels; RMS of mean differences)
 
-All else is bitwise fixed, and the batches are the same for all (`evaluation/diagnosis/retraining.py`).
+All else is bitwise fixed, and the batches are the same for all (`retraining.py` in this folder).
 
 How to be misled: weights may differ in directions that change nothing, because an input is constant
 (a border pixel): `varying_correlation` leaves those out, for `nn.Linear`. Too few epochs end near
@@ -48,7 +48,7 @@ from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood
 from bayesify.methods.members.fresh import fresh_weights
 from bayesify.methods.members.map import MAP
-from bayesify.training.problem import Method
+from bayesify.training.method import Method
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import Matching
 

@@ -6,7 +6,7 @@ Every one sees the same batches in the same order, so that they differ by their 
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -24,13 +24,13 @@ from bayesify.likelihoods import Likelihood, resolve
 from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.checks import check_data, check_held_out
 from bayesify.training.fit import fit
-from bayesify.training.problem import Method, Problem, Run
-from bayesify.training.starting import AUTO, AUTO_METHOD
+from bayesify.training.method import Method, Pretrain, Run
+from bayesify.training.problem import Problem
 from bayesify.weights.named import assign_, buffers_of, weights_of
 
 
 @dataclass(frozen=True)
-class InEvalMode:
+class InEvalMode(Method):
     """A method whose runs train the model in eval mode.
 
     Args:
@@ -38,14 +38,17 @@ class InEvalMode:
     """
 
     method: Method
+    pretrain: Pretrain = field(init=False)
 
-    @property
-    def pretrain(self) -> "InEvalMode | None":
-        """That of the method, in eval mode too; "auto" trains, since weights begin elsewhere."""
-        first = AUTO_METHOD if self.method.pretrain == AUTO else self.method.pretrain
-        return None if first is None else InEvalMode(first)
+    def __post_init__(self) -> None:
+        """What trains the network first is in eval mode too; "auto" trains: weights begin anew."""
+        first = self.method.before()
+        object.__setattr__(self, "pretrain", None if first is None else InEvalMode(first))
 
-    @property
+    def trains_network(self) -> bool:
+        """Yes."""
+        return True
+
     def draws_weights(self) -> bool:
         """Yes: the chosen weights begin at values of the caller's."""
         return True

@@ -13,7 +13,7 @@ logarithmic axes); DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44, 837 (var
     V_i = P(s_i > a score of the others),    V_j = P(a score of the members > s_j),    ties half
     auc = mean_i V_i,    se^2 = var_i V_i / n_members + var_j V_j / n_others
 
-0.5 is an area of no leak. An attack that fails proves nothing: `bayesify.evaluation.privacy.shadow` has a
+0.5 is an area of no leak. An attack that fails proves nothing: `shadow.py` in this folder has a
 stronger one.
 """
 

@@ -1,8 +1,8 @@
 """Shadow posteriors: the attack of someone who can fit posteriors to data like the target's own.
 
 Fits a method to random halves of a pool of examples and lets every posterior be the target once,
-with the others as shadows; `bayesify.evaluation.privacy.likelihood_ratio` has the score and the source
-(Carlini et al. 2022, arXiv 2112.03570). Cost: `count` fits, which a folder keeps.
+with the others as shadows; `likelihood_ratio.py` has the score and the source (Carlini et al. 2022,
+arXiv 2112.03570). Cost: `count` fits, which a folder keeps.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ from bayesify.likelihoods import Likelihood, resolve
 from bayesify.likelihoods.predictive import ClassPredictive
 from bayesify.training.fit import fit
 from bayesify.training.holdout import count
-from bayesify.training.problem import Method
+from bayesify.training.method import Method
 from bayesify.weights.named import buffers_of, digest, raw_bytes, weights_of
 
 Build = Callable[[int], nn.Module]

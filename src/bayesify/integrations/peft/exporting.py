@@ -1,6 +1,6 @@
 """Low-rank members to files that peft reads, one adapter for each member.
 
-Matrices are in integrations/peft/layers.py. Whatever else members have of their own (norms, a head, batch
+Matrices are in `layers.py`. Whatever else members have of their own (norms, a head, batch
 norm's statistics) is stored with the whole module, under peft's `modules_to_save`; but for the
 biases of layers with a low-rank difference, of which peft knows two kinds:
 

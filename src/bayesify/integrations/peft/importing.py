@@ -76,7 +76,7 @@ def import_adapters(
     Example:
         >>> import_adapters(nn.Sequential(nn.Linear(20, 4)), ["lora/seed_0", "lora/seed_1"])
         Traceback (most recent call last):
-        bayesify.core.errors.LoadError: lora/seed_0 holds no adapter (adapter_config.json is missing)...
+        bayesify.core.errors.LoadError: lora/seed_0 holds no adapter...
     """
     if isinstance(paths, str | Path) or not paths:
         raise OptionError(f"paths={paths!r}: expected a list of folders, one for each member.")

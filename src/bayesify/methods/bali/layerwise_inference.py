@@ -59,7 +59,8 @@ from bayesify.methods.members.starts import starts
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.posteriors.weight import WeightPosterior
 from bayesify.tracing.linear_maps import LinearMap, roles
-from bayesify.training.problem import Method, Pretrain, Problem
+from bayesify.training.method import Method, Pretrain
+from bayesify.training.problem import Problem
 from bayesify.weights.named import copied, weights_of
 from bayesify.weights.select import all_weights
 
@@ -79,7 +80,7 @@ the noise, well below 1; where labels have become certain F vanishes and V rises
 
 @register
 @dataclass(frozen=True)
-class BALI(LayerwiseOptions):
+class BALI(LayerwiseOptions, Method):
     """Bayesian layerwise inference.
 
     Example:
@@ -137,12 +138,14 @@ class BALI(LayerwiseOptions):
                 f"would be thrown away; expected first_weights='own', or pretrain none."
             )
 
-    @property
     def from_members(self) -> bool:
         """Whether each posterior begins at a network of its own, of those pretrained."""
         return self.members > 1
 
-    @property
+    def trains_network(self) -> bool:
+        """Yes."""
+        return True
+
     def draws_weights(self) -> bool:
         """Whether some posterior begins at weights that the network does not have."""
         return self.members > 1 or self.first_weights != "own"

@@ -36,17 +36,19 @@ from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.forward.outputs import squared_gradients
+from bayesify.methods.members.map import MAP
 from bayesify.numerics.noise import single_or_better
 from bayesify.posteriors.scale import best_factor
 from bayesify.posteriors.weight import WeightPosterior
 from bayesify.tracing.trace import call
-from bayesify.training.problem import PRETRAIN_HELP, Pretrain, Problem
+from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain
+from bayesify.training.problem import Problem
 from bayesify.weights.select import all_weights
 
 
 @register
 @dataclass(frozen=True)
-class DiagonalLaplace:
+class DiagonalLaplace(Method):
     """Gaussian noise around a trained net, small where its outputs are sensitive.
 
     Example:
@@ -59,6 +61,7 @@ class DiagonalLaplace:
         15
     """
 
+    auto_pretrain = MAP()
     pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(all_weights, help="which weights are random")
     examples: int = option(

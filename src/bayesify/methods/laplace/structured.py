@@ -39,12 +39,14 @@ from bayesify.distributions.kronecker_normal import KroneckerNormal
 from bayesify.distributions.mean_field import magnitudes
 from bayesify.forward.calling import call_at
 from bayesify.methods.laplace.curvature import Curvature
+from bayesify.methods.members.map import MAP
 from bayesify.posteriors.linearised import LinearisedPosterior
 from bayesify.posteriors.probit import OF_LOGITS, LinearisedProbitPosterior, ProbitPosterior
 from bayesify.posteriors.scale import best_factor
 from bayesify.posteriors.weight import WeightPosterior
 from bayesify.tracing.trace import call
-from bayesify.training.problem import PRETRAIN_HELP, Pretrain, Problem
+from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain
+from bayesify.training.problem import Problem
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import chosen, last_layer
 
@@ -54,7 +56,7 @@ TOLERANCE = 1e-3
 
 @register
 @dataclass(frozen=True)
-class Laplace:
+class Laplace(Method):
     """Gaussian around a trained net, of full, Kronecker or diagonal precision.
 
     Needs the extra: `pip install bayesify[laplace]`.
@@ -68,6 +70,7 @@ class Laplace:
         torch.Size([15, 15])
     """
 
+    auto_pretrain = MAP()
     pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(last_layer, help="which weights are random")
     structure: str = option("kron", help="of the curvature", choices=("full", "kron", "diag"))

@@ -40,8 +40,11 @@ from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.forward.batch_norm import batch_norms, recalibrate_, statistics_of
 from bayesify.forward.feature_cache import CACHE_LIMIT
 from bayesify.methods.members.fresh import fresh_weights
+from bayesify.methods.members.map import MAP
 from bayesify.methods.members.training import INDEPENDENT, Training, train_members
-from bayesify.training.problem import PRETRAIN_HELP, GradientRun, Pretrain, Problem
+from bayesify.training.loop import GradientRun
+from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain
+from bayesify.training.problem import Problem
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import all_weights, matching
 
@@ -51,7 +54,7 @@ NOISE = 0.1
 
 @register
 @dataclass(frozen=True)
-class Bella:
+class Bella(Method):
     """Low-rank members around a trained network, also in weights that it holds frozen.
 
     Example:
@@ -64,6 +67,7 @@ class Bella:
         torch.Size([4, 64, 3])
     """
 
+    auto_pretrain = MAP()
     pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(all_weights, help="which weights the members differ in")
     members: int = option(5, help="how many members", at_least=1)

@@ -9,7 +9,7 @@ The log prior enters as the optimiser's decay 1 / (N prior_scale^2), whose gradi
 Deviations: no adversarial training (the authors' is optional); all members see the same
 mini-batches, so they differ by their starts alone; a learnt likelihood scale is shared.
 Cost: M times the parameters and time of one network, but one graph: members run at once where that
-is faster. MAP (`methods/members/map.py`) is the ensemble of one member that starts from the given weights.
+is faster. MAP (`map.py`) is the ensemble of one member that starts from the given weights.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,14 @@ from bayesify.core.options import check_options, option, register
 from bayesify.distributions.particles import Particles
 from bayesify.methods.members.fresh import fresh_starts
 from bayesify.methods.members.training import Training, train_members
-from bayesify.training.problem import GradientRun, Problem
+from bayesify.training.loop import GradientRun
+from bayesify.training.method import Method
+from bayesify.training.problem import Problem
 
 
 @register
 @dataclass(frozen=True)
-class Ensemble:
+class Ensemble(Method):
     """Deep ensemble of `members` networks, each from a random start of its own.
 
     Example:
@@ -49,11 +51,10 @@ class Ensemble:
     def __post_init__(self) -> None:
         check_options(self)
 
-    @property
-    def pretrain(self) -> None:
-        """It trains the network itself."""
+    def trains_network(self) -> bool:
+        """Yes."""
+        return True
 
-    @property
     def draws_weights(self) -> bool:
         """Each member begins at its own."""
         return True

@@ -21,15 +21,17 @@ from bayesify.core.types import Inputs, Where
 from bayesify.distributions.particles import Particles
 from bayesify.forward.batch_norm import batch_norms
 from bayesify.methods.members.fresh import fresh_weights
+from bayesify.methods.members.map import MAP
 from bayesify.methods.members.training import Training, train_members
 from bayesify.posteriors.weight import WeightPosterior
-from bayesify.training.problem import PRETRAIN_HELP, Pretrain, Problem, Run
+from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain, Run
+from bayesify.training.problem import Problem
 from bayesify.weights.named import assign_
 
 
 @register
 @dataclass(frozen=True)
-class FineTunedEnsemble:
+class FineTunedEnsemble(Method):
     """`members` networks fine-tuned from the same weights.
 
     Example:
@@ -40,6 +42,7 @@ class FineTunedEnsemble:
         torch.Size([3, 64, 3])
     """
 
+    auto_pretrain = MAP()
     pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     members: int = option(5, help="how many networks", at_least=2)
     epochs: int = option(5, help="passes over the data for each", at_least=1)

@@ -18,13 +18,15 @@ from bayesify.core.types import Inputs
 from bayesify.distributions.particles import Particles
 from bayesify.forward.checkpointing import no_checkpointing
 from bayesify.methods.members.training import optimiser_of, trainable
-from bayesify.training.problem import GradientRun, Problem
+from bayesify.training.loop import GradientRun
+from bayesify.training.method import Method
+from bayesify.training.problem import Problem
 from bayesify.weights.held_rows import keep_held_rows_
 
 
 @register
 @dataclass(frozen=True)
-class MAP:
+class MAP(Method):
     """Maximum a posteriori: train the network as it is.
 
     Example:
@@ -42,14 +44,9 @@ class MAP:
     def __post_init__(self) -> None:
         check_options(self)
 
-    @property
-    def pretrain(self) -> None:
-        """It trains the network itself."""
-
-    @property
-    def draws_weights(self) -> bool:
-        """It begins at those that the network has."""
-        return False
+    def trains_network(self) -> bool:
+        """Yes."""
+        return True
 
     def start(self, problem: Problem) -> GradientRun:
         """Train from the weights the model has."""

@@ -6,7 +6,7 @@ of outputs, Wang et al. 2019, arXiv 1902.09754.
     g_i  =  1/M sum_j [ k(w_j, w_i) g_j  -  (T / N) grad_{w_j} k(w_j, w_i) ]
     k(w, w')  =  exp(-|w - w'|^2 / h)
 
-A deep ensemble (`methods/members/ensemble.py`) whose members repel each other. With T = 1 the repulsion is
+A deep ensemble (`ensemble.py`) whose members repel each other. With T = 1 the repulsion is
 1 / N of a gradient of the loss per example: on data of real size the members are then, as far as
 one can see, averages of each other's gradients. In millions of coordinates distances concentrate,
 and k is nearly the same for all pairs; kernel="function" compares outputs instead.
@@ -20,12 +20,14 @@ from bayesify.core.options import check_options, option, register
 from bayesify.distributions.particles import Particles
 from bayesify.methods.members.fresh import fresh_starts
 from bayesify.methods.members.training import Training, train_members
-from bayesify.training.problem import GradientRun, Problem
+from bayesify.training.loop import GradientRun
+from bayesify.training.method import Method
+from bayesify.training.problem import Problem
 
 
 @register
 @dataclass(frozen=True)
-class SVGD:
+class SVGD(Method):
     """Stein variational gradient descent over all weights.
 
     Example:
@@ -55,11 +57,10 @@ class SVGD:
     def __post_init__(self) -> None:
         check_options(self)
 
-    @property
-    def pretrain(self) -> None:
-        """It trains the networks itself."""
+    def trains_network(self) -> bool:
+        """Yes."""
+        return True
 
-    @property
     def draws_weights(self) -> bool:
         """Each member begins at its own."""
         return True

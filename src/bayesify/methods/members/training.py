@@ -31,7 +31,8 @@ from bayesify.forward.trunk import Trunk
 from bayesify.methods.members.interaction import clip_members_, svgd_
 from bayesify.numerics.kernels import DenseCoordinates
 from bayesify.numerics.svgd import svgd_direction
-from bayesify.training.problem import GradientRun, Problem, adam
+from bayesify.training.loop import GradientRun, adam
+from bayesify.training.problem import Problem
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ it, stages 1 and 2. Its three named ingredients, blending, merging and the mixtu
 off by default here: what is left is k-means on a diagonal Laplace approximation.
 
     mean field N(loc_i, scale_i^2) of every weight, post hoc or by mean-field VI
-    structure  a Gaussian mixture over (loc_i, log scale_i), outliers, blends   (methods/sharing/structure.py)
-    merging    of Gaussians near in W2 distance, gradient and variance          (methods/sharing/merging.py)
+    structure  a Gaussian mixture over (loc_i, log scale_i), outliers, blends   (structure.py)
+    merging    of Gaussians near in W2 distance, gradient and variance          (merging.py)
     tuning     mean_b E_q[-log p(y_b | x_b, w)] + T KL(q || prior) / N  over the book and the
                outliers, where KL is exact: each code's term times the number of its weights
 
@@ -38,14 +38,16 @@ from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.distributions.particles import Particles
 from bayesify.distributions.shared.normal import LAWS, SharedNormal
 from bayesify.methods.laplace.diagonal import DiagonalLaplace
+from bayesify.methods.members.map import MAP
 from bayesify.methods.sharing.codebook import share
 from bayesify.methods.sharing.merging import MergeLimits
 from bayesify.methods.sharing.structure import Source, quantisation_error
 from bayesify.methods.sharing.tuning import Tuning, TuningOptions
 from bayesify.posteriors.scale import best_factor
 from bayesify.posteriors.weight import WeightPosterior
+from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain, Run
 from bayesify.training.objective import member_losses
-from bayesify.training.problem import PRETRAIN_HELP, Method, Pretrain, Problem, Run
+from bayesify.training.problem import Problem
 from bayesify.weights.named import weights_of
 from bayesify.weights.select import matrices
 
@@ -59,7 +61,7 @@ dead unit need not have moved at all.
 
 @register
 @dataclass(frozen=True)
-class WeightSharing:
+class WeightSharing(Method):
     """Gaussians shared by many weights, around a network that is trained first.
 
     Example:
@@ -73,6 +75,7 @@ class WeightSharing:
         222
     """
 
+    auto_pretrain = MAP()
     pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     mean_field: Method = option(
         DiagonalLaplace(pretrain=None, where=matrices),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from bayesify.core.options import ByTask, option, register
 from bayesify.core.types import Where
 from bayesify.methods.vi.mean_field import MeanFieldVI
-from bayesify.training.problem import PRETRAIN_HELP, Pretrain
+from bayesify.training.method import PRETRAIN_HELP, Pretrain
 from bayesify.weights.select import last_layer
 
 

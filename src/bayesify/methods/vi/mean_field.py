@@ -31,8 +31,11 @@ from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.distributions.priors import NormalPrior
+from bayesify.methods.members.map import MAP
+from bayesify.training.loop import GradientRun, adam
+from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain
 from bayesify.training.objective import elbo_terms
-from bayesify.training.problem import PRETRAIN_HELP, GradientRun, Pretrain, Problem, adam
+from bayesify.training.problem import Problem
 from bayesify.weights.named import copied
 from bayesify.weights.noise_scope import noise_scopes
 from bayesify.weights.select import all_weights
@@ -40,7 +43,7 @@ from bayesify.weights.select import all_weights
 
 @register
 @dataclass(frozen=True)
-class MeanFieldVI:
+class MeanFieldVI(Method):
     """Mean-field Gaussian posterior over the weights that `where` chooses.
 
     Example:
@@ -51,6 +54,7 @@ class MeanFieldVI:
         30
     """
 
+    auto_pretrain = MAP()
     pretrain: Pretrain = option("auto", help=PRETRAIN_HELP)
     where: Where = option(all_weights, help="which weights are random")
     epochs: int = option(30, help="passes over the data with random weights", at_least=1)

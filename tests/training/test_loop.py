@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from bayesify import METHODS, DivergenceError
-from bayesify.training.problem import GradientRun, Method, adam
+from bayesify.training.loop import GradientRun, adam
+from bayesify.training.method import Method
 
 
 def run_of(loss, weight: Tensor, *, steps: int = 10, lr: float = 0.1) -> GradientRun:
