@@ -16,18 +16,19 @@ from torch import Tensor
 from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs
 from bayesify.distributions.particles import Particles
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.loop import GradientRun, adam
-from bayesify.training.method import Method
-from bayesify.training.objective import member_losses
+from bayesify.training.method import Method, Pretrain
+from bayesify.training.objective import Objective, member_losses
 from bayesify.training.problem import Problem
 
 
 @register
 @dataclass(frozen=True)
-class Name:
+class Name(Method):
     """What a user gets."""
 
-    pretrain: Method | None = option(None, help="method that trains the network first")
+    pretrain: Pretrain = option(None, help="method that trains the network first")
     epochs: int = option(10, help="passes over the data", at_least=1)
     lr: float = option(1e-3, help="initial learning rate", above=0)
 
@@ -36,19 +37,34 @@ class Name:
 
     def start(self, problem: Problem) -> GradientRun:
         """Begin."""
-        q = Particles.of_models([problem.model])
-
-        def terms(inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-            losses = member_losses(
-                problem.model, q, problem.likelihood, inputs, target, readout=problem.readout
-            )
-            return {"loss": losses.sum()}
-
-        groups = [{"params": [*q.parameters(), *problem.likelihood.parameters()], "lr": self.lr}]
+        objective = NameObjective(problem)
         return GradientRun(
-            terms,
-            adam(groups),
+            objective,
+            adam(objective.parameter_groups(lr=self.lr)),
             epochs=self.epochs,
             steps_per_epoch=problem.steps_per_epoch,
-            posterior=lambda: problem.posterior(q),
         )
+
+
+class NameObjective(Objective):
+    """The loss; its parameters, and the likelihood's, are what is learnt."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.q = Particles.of_models([problem.model])
+
+    def forward(self, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
+        """The terms of a batch, nats per example."""
+        losses = member_losses(
+            self.problem.model,
+            self.q,
+            self.likelihood,
+            inputs,
+            target,
+            readout=self.problem.readout,
+        )
+        return {"loss": losses.sum()}
+
+    def posterior(self) -> WeightPosterior:
+        """What has been learnt so far."""
+        return self.problem.posterior(self.q)

@@ -52,6 +52,15 @@ class Particles(Members):
         )
 
     @classmethod
+    def sharing(cls, model: nn.Module) -> Self:
+        """The one member that `model` is, in its memory: what is learnt changes the model too."""
+        q = cls.of_models([model])
+        for own, place in ((q.members, weights_of(model)), (q.statistics, buffers_of(model))):
+            for name, each in own.named().items():
+                each.data = place[name].detach().unsqueeze(0)
+        return q
+
+    @classmethod
     def from_state(cls, state: Named) -> Self:
         """The distribution whose `state_dict()` is `state`."""
         return cls(part(state, "members"), part(state, "statistics"))

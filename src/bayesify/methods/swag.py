@@ -42,8 +42,9 @@ from bayesify.numerics.noise import single_or_better
 from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.loop import GradientRun
 from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain
+from bayesify.training.objective import Objective
 from bayesify.training.problem import Problem
-from bayesify.weights.held_rows import keep_held_rows_
+from bayesify.weights.held_rows import held_rows
 from bayesify.weights.named import assign_, stacked
 from bayesify.weights.select import all_weights, chosen
 
@@ -96,7 +97,7 @@ class SWAG(Method):
     def __post_init__(self) -> None:
         check_options(self)
 
-    def start(self, problem: Problem) -> "SWAGRun":
+    def start(self, problem: Problem) -> GradientRun:
         """Begin at the weights the network has.
 
         Raises:
@@ -110,63 +111,66 @@ class SWAG(Method):
                 f"{self.epochs} epochs, so that some iterate is collected; lower it, or raise "
                 f"`epochs`."
             )
-        return SWAGRun(self, problem)
+        objective = Averaging(self, problem)
+        rate = self.lr or _rate(problem.likelihood)
+        sgd = torch.optim.SGD(
+            objective.parameter_groups(lr=rate, likelihood_lr=rate),
+            momentum=self.momentum,
+            weight_decay=1 / (problem.num_data * self.prior_scale**2),
+        )
+        return GradientRun(
+            objective,
+            sgd,
+            epochs=self.burn_in + self.epochs,
+            steps_per_epoch=problem.steps_per_epoch,
+            constant=True,
+        )
 
 
-class SWAGRun:
-    """SGD at a constant rate, and the moments of where it has been."""
+class Averaging(Objective):
+    """The loss of the network as it is, and the moments of where SGD has been.
+
+    Args:
+        options: Of the method.
+        problem: What is fitted; the chosen weights move in its own network.
+    """
 
     def __init__(self, options: SWAG, problem: Problem) -> None:
-        self.options, self.problem = options, problem
-        self.epochs = options.burn_in + options.epochs
+        super().__init__(problem)
+        self.options = options
         train_(problem.model)
         norms = {n: each for n, each in batch_norms(problem.model).items() if each.training}
         self.norms = norms if options.recalibrate else {}
         self.weights = _moving(problem, options.where)
+        self.learnt = nn.ParameterList(self.weights.values())
         self.noise = dict(problem.likelihood.named_parameters())
+        self.held = [(row, row.clone()) for _, row in held_rows(problem.model).values()]
         if not options.recalibrate:
             for norm in norms.values():
                 norm.eval()
-        sgd = torch.optim.SGD(
-            [
-                {"params": list(self.weights.values())},
-                {"params": list(self.noise.values()), "weight_decay": 0.0},
-            ],
-            lr=options.lr or _rate(problem.likelihood),
-            momentum=options.momentum,
-            weight_decay=1 / (problem.num_data * options.prior_scale**2),
-        )
-        keep_held_rows_(problem.model, sgd)
-        self.descent = GradientRun(
-            lambda inputs, target: {"loss": problem.network_loss(inputs, target)},
-            sgd,
-            epochs=self.epochs,
-            steps_per_epoch=problem.steps_per_epoch,
-            posterior=self.posterior,
-            constant=True,
-        )
         self.every = options.collect_every or problem.steps_per_epoch
         self.steps = 0
         self._begin()
 
-    def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
-        """A step of SGD; logs the loss, without the prior.
+    def forward(self, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
+        """The loss without the prior."""
+        return {"loss": self.problem.network_loss(inputs, target)}
 
-        Raises:
-            DivergenceError: the loss or its gradient is not finite; no weight has been changed.
-        """
-        log = self.descent.step(inputs, target)
+    @torch.no_grad()
+    def stepped_(self) -> None:
+        """Collect the iterate, if it is one of those; rows that torch holds have not moved."""
+        for row, value in self.held:
+            row.copy_(value)  # the decay has no exceptions
         self.steps += 1
         if self.steps > self.begun and (self.steps - self.begun) % self.every == 0:
             self.iterates.add_(self.weights)
             self.noises.add_(self.noise)
-        return log
 
     def end_epoch(self, epoch: int) -> None:
         """Start to collect after the burn-in; after the last, put the network at the mean."""
         if epoch + 1 == self.options.burn_in:
             self._begin()
-        if epoch + 1 == self.epochs:
+        if epoch + 1 == self.options.burn_in + self.options.epochs:
             assign_(self.problem.model, self.iterates.mean)
             if self.norms:
                 batches = (inputs for inputs, _ in self.problem.batches())

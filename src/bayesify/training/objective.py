@@ -1,4 +1,4 @@
-"""The losses of the library, on one scale: nats per example.
+"""What is minimised: the losses of the library on one scale, nats per example, and their module.
 
     negative ELBO    mean_b E_q[-log p(y_b | x_b, w)]  +  T * KL(q || prior) / N
     member losses    mean_b -log p(y_b | x_b, w_m)                                for each member m
@@ -7,7 +7,8 @@ The KL divergence is the exact sum over weights, divided by the number of traini
 here and nowhere else. T = 1 is Bayes; T < 1 is a tempered ("cold") posterior.
 """
 
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,62 @@ from bayesify.distributions.kl import kl_divergence
 from bayesify.distributions.priors import Prior
 from bayesify.forward.outputs import local_outputs, outputs, read_tensor
 from bayesify.likelihoods import Likelihood
+from bayesify.posteriors.weight import Posterior
+from bayesify.training.problem import Problem
 from bayesify.weights.noise_scope import Scopes
+
+LIKELIHOOD_RATE = 10
+"""Learning rate of the likelihood's own numbers (a log scale), in units of that of the weights: it
+may have nats to go where weights have hundredths, and few steps on small data.
+"""
+
+
+class Objective(nn.Module, ABC):
+    """A loss that a run, or any other trainer, minimises; its parameters are all that is learnt.
+
+    The user's network is no submodule: it is in `problem`, and is called with other weights.
+
+    Args:
+        problem: What is fitted; the parameters of its likelihood are learnt too.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.problem = problem
+        self.likelihood = problem.likelihood
+
+    @abstractmethod
+    def forward(self, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
+        """The terms of a batch, nats per example: `loss`, differentiable, and more to log."""
+
+    @abstractmethod
+    def posterior(self) -> Posterior:
+        """What has been learnt so far."""
+
+    def direct_(self) -> None:
+        """Turn the gradients into the direction of the step, in place; as they are by default."""
+
+    def stepped_(self) -> None:
+        """Look at the parameters after a step of the optimiser, or mend them in place."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """After the last batch of each epoch, counted from 0."""
+
+    def parameter_groups(self, *, lr: float, likelihood_lr: float | None = None) -> list[Any]:
+        """Groups for an optimiser: all that is learnt, then the likelihood's own, without decay.
+
+        Args:
+            lr: Learning rate.
+            likelihood_lr: That of the likelihood; None for `LIKELIHOOD_RATE` times the other.
+        """
+        noise = list(self.likelihood.parameters())
+        ours = {id(each) for each in noise}
+        learnt = [e for e in self.parameters() if e.requires_grad and id(e) not in ours]
+        rate = LIKELIHOOD_RATE * lr if likelihood_lr is None else likelihood_lr
+        return [
+            {"params": learnt, "lr": lr},
+            {"params": noise, "lr": rate, "weight_decay": 0.0},
+        ]
 
 
 class NegativeELBO(NamedTuple):

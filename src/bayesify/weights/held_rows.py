@@ -9,7 +9,7 @@ A table that something else reads too, as a tied head does, has no such row: tha
 
 from collections import Counter
 from collections.abc import Collection
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -57,19 +57,6 @@ def with_held_rows(model: nn.Module, weights: Named) -> Named:
     """`weights` whose tables have the model's own row where it is fixed."""
     held = held_rows(model, weights)
     return weights | {name: HeldRow(weights[name], *where) for name, where in held.items()}
-
-
-def keep_held_rows_(model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Let no step of the optimiser move such a row, as a decay of all weights would."""
-    rows = [(row, row.clone()) for _, row in held_rows(model).values()]
-
-    def restore(*_: Any) -> None:
-        with torch.no_grad():
-            for row, value in rows:
-                row.copy_(value)
-
-    if rows:
-        optimiser.register_step_post_hook(restore)
 
 
 def clear_held_rows_(model: nn.Module, names: Collection[str]) -> None:

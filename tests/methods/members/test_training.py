@@ -21,9 +21,10 @@ from bayesify.forward import outputs as forward
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesify.likelihoods.base import Likelihood
 from bayesify.methods.members.interaction import svgd_
-from bayesify.methods.members.training import LIKELIHOOD_RATE, Training, train_members
+from bayesify.methods.members.training import Training, train_members
 from bayesify.numerics.kernels import median_bandwidth
 from bayesify.training.loop import GradientRun
+from bayesify.training.objective import LIKELIHOOD_RATE
 from bayesify.training.problem import Problem
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import buffers_of, weights_of

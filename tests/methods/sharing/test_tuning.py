@@ -48,13 +48,14 @@ def tuned(q: SharedNormal, source: Source, problem: Problem, **changes) -> Tunin
         "temperature": 0.1,
         "limits": None,
     }
-    made = Tuning(TuningOptions(**(given | changes)), problem, source, q)
-    made.problem = problem  # for the tests
+    options = TuningOptions(**(given | changes))
+    made = Tuning(options, problem, source, q)
+    made.steps = made.run(lr=options.lr, scale_lr=options.scale_lr, epochs=options.epochs)
     return made
 
 
 def epoch(made: Tuning) -> list[float]:
-    return [made.run.step(x, y)["loss"] for x, y in made.problem.batches()]
+    return [made.steps.step(x, y)["loss"] for x, y in made.problem.batches()]
 
 
 def everything(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -84,7 +85,7 @@ def test_the_gradient_of_a_code_is_the_sum_over_its_weights():
     out = torch.func.functional_call(problem.model, weights, (x,))
     loss = nn.functional.cross_entropy(out, y)
     by_weight = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
-    assert made.run.step(x, y)["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert made.steps.step(x, y)["loss"] == pytest.approx(loss.item(), rel=1e-5)
     book, own = torch.zeros(len(q.loc)), []
     for unit, (name, coded) in zip(q.unit, q.tensors().items(), strict=True):
         assert len(coded.blends) == 0
@@ -121,7 +122,7 @@ def test_the_loss_is_the_negative_elbo_with_a_prior_relative_to_each_tensor(prio
         generator=noise,
         scopes=noise_scopes(problem.model, problem.example, q.names),
     )
-    assert made.run.step(x, y)["loss"] == pytest.approx(want.item(), rel=1e-5)
+    assert made.steps.step(x, y)["loss"] == pytest.approx(want.item(), rel=1e-5)
 
 
 def test_scales_have_a_rate_of_their_own():
@@ -275,7 +276,7 @@ def test_the_gate_reads_the_mean_of_the_epochs_gradients(monkeypatch):
     for _ in range(2):
         steps = []
         for x, y in made.problem.batches():
-            made.run.step(x, y)
+            made.steps.step(x, y)
             steps.append(made.q.loc.grad.clone())
         _, codes = current(made._source, made.q)
         made.restructure()

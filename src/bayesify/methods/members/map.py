@@ -2,26 +2,21 @@
 
     loss = mean_b -log p(y_b | x_b, w)  -  log p(w) / N,    p(w) = N(0, prior_scale^2)
 
-The ensemble of one member that starts from the given weights, trained as torch trains any network:
-in its own parameters, so nothing is stacked or replaced. No uncertainty about the weights: the
-baseline that every method has to beat, and the pretraining of those that start from a trained net.
+The ensemble of one member that starts from the given weights, in whose memory it is trained. No
+uncertainty about the weights: the baseline that every method has to beat, and the pretraining of
+those that start from a trained net.
 Cost: that of ordinary training.
 """
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from bayesify.core.modes import train_
 from bayesify.core.options import check_options, option, register
-from bayesify.core.types import Inputs
 from bayesify.distributions.particles import Particles
-from bayesify.forward.checkpointing import no_checkpointing
-from bayesify.methods.members.training import optimiser_of, trainable
+from bayesify.methods.members.training import Training, train_members
 from bayesify.training.loop import GradientRun
 from bayesify.training.method import Method
 from bayesify.training.problem import Problem
-from bayesify.weights.held_rows import keep_held_rows_
 
 
 @register
@@ -50,19 +45,6 @@ class MAP(Method):
 
     def start(self, problem: Problem) -> GradientRun:
         """Train from the weights the model has."""
-        model = train_(problem.model)
-        share = 1 / (problem.num_data * self.prior_scale**2)
-
-        def terms(inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-            with no_checkpointing():  # methods that go on from here would not bear it
-                return {"loss": problem.network_loss(inputs, target)}
-
-        optimiser = optimiser_of(problem, trainable(model, problem), lr=self.lr, decay=share)
-        keep_held_rows_(model, optimiser)
-        return GradientRun(
-            terms,
-            optimiser,
-            epochs=self.epochs,
-            steps_per_epoch=problem.steps_per_epoch,
-            posterior=lambda: problem.posterior(Particles.of_models([model])),
-        )
+        train_(problem.model)
+        q = Particles.sharing(problem.model)
+        return train_members(problem, q, Training(self.epochs, self.lr, self.prior_scale))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayesify.core.batches import tensors_of
 from bayesify.core.errors import DataError, UnsupportedModelError
@@ -31,15 +31,13 @@ from bayesify.forward.trunk import Trunk
 from bayesify.methods.members.interaction import clip_members_, svgd_
 from bayesify.numerics.kernels import DenseCoordinates
 from bayesify.numerics.svgd import svgd_direction
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.loop import GradientRun, adam
+from bayesify.training.objective import Objective
 from bayesify.training.problem import Problem
+from bayesify.weights.held_rows import held_rows
 
 T = TypeVar("T")
-
-LIKELIHOOD_RATE = 10
-"""Learning rate of the likelihood's own numbers (a log scale), in units of that of the weights: it
-may have nats to go where weights have hundredths, and few steps on small data.
-"""
 
 INDEPENDENT = "none"
 """The kernel of members that do not see each other."""
@@ -80,83 +78,55 @@ class Training:
 def train_members(
     problem: Problem, q: Particles | LowRankParticles, training: Training
 ) -> GradientRun:
-    """A run that trains the members of q, in the mode that the model is in."""
-    learnt = trainable(q, problem)
-    objective = _Objective(problem, q, training)
-    in_weights = training.kernel not in (INDEPENDENT, "function")
-    share = 1 / (problem.num_data * training.prior_scale**2)
-    if training.kernel == "function":
-        share /= q.size(1)  # as the direction is divided by M
-    explicit = in_weights or training.decay > 0  # the prior's gradient, at the weights as they are
-    optimiser = optimiser_of(problem, learnt, lr=training.lr, decay=0.0 if explicit else share)
-
-    @torch.no_grad()
-    def before(*_: Any) -> None:
-        if explicit:
-            _add_decay_(learnt, share)
-        if in_weights:
-            svgd_(
-                q,
-                num_data=problem.num_data,
-                temperature=training.temperature,
-                kernel=training.kernel,
-            )
-        if training.clip is not None:
-            clip_members_(learnt, training.clip)
-        if training.decay:
-            for each in learnt:
-                each.mul_(1 - optimiser.param_groups[0]["lr"] * training.decay)
-
-    if training.rates:
-        _slow_down(optimiser, learnt, training.rates)  # before the decay, which it slows down too
-    optimiser.register_step_pre_hook(before)
-    return GradientRun(
-        objective,
-        optimiser,
-        epochs=training.epochs,
-        steps_per_epoch=problem.steps_per_epoch,
-        posterior=lambda: problem.posterior(q),
-        epoch_ended=objective.epoch_ended,
-    )
-
-
-def trainable(weights: nn.Module, problem: Problem) -> list[nn.Parameter]:
-    """The parameters of a network, or of members, that want a gradient.
+    """A run that trains the members of q, in the mode that the model is in.
 
     Raises:
-        UnsupportedModelError: there are none.
+        UnsupportedModelError: every weight is frozen.
     """
-    learnt = [each for each in weights.parameters() if each.requires_grad]
-    if not learnt:
+    objective = MemberObjective(problem, q, training)
+    if not objective.learnt:
         raise UnsupportedModelError(
             f"every weight of {type(problem.model).__name__} is frozen (requires_grad=False), so "
             f"there is nothing to train; unfreeze some, or start from the trained network with "
             f"`pretrain=None`."
         )
-    return learnt
-
-
-def optimiser_of(
-    problem: Problem, learnt: list[nn.Parameter], *, lr: float, decay: float
-) -> torch.optim.Adam:
-    """Adam, whose decay is the gradient of the prior; the likelihood's own numbers have none."""
-    noise = list(problem.likelihood.parameters())
-    return adam(
-        [
-            {"params": learnt, "lr": lr},
-            {"params": noise, "lr": LIKELIHOOD_RATE * lr, "weight_decay": 0.0},
-        ],
-        weight_decay=decay,
+    groups = objective.parameter_groups(lr=training.lr)
+    if training.decay:
+        optimiser = adam(groups, weight_decay=training.decay, decoupled=True)
+    else:
+        optimiser = adam(groups, weight_decay=0.0 if objective.is_explicit else objective.share)
+    return GradientRun(
+        objective, optimiser, epochs=training.epochs, steps_per_epoch=problem.steps_per_epoch
     )
 
 
-class _Objective:
-    """The sum of the members' losses on a batch, as a run logs and descends it."""
+class MemberObjective(Objective):
+    """The sum of the members' losses on a batch, and the direction in which they go from there.
+
+    Args:
+        problem: What is fitted.
+        q: The members.
+        training: How they are trained.
+    """
 
     def __init__(
         self, problem: Problem, q: Particles | LowRankParticles, training: Training
     ) -> None:
-        self.problem, self.q, self.training = problem, q, training
+        super().__init__(problem)
+        self.q, self.how = q, training
+        self.learnt = [each for each in q.parameters() if each.requires_grad]
+        self.in_weights = training.kernel not in (INDEPENDENT, "function")
+        self.share = 1 / (problem.num_data * training.prior_scale**2)
+        if training.kernel == "function":
+            self.share /= q.size(1)  # as the direction is divided by M
+        # whether the prior's gradient is added here, at the weights as they are, and not by Adam
+        self.is_explicit = self.in_weights or training.decay > 0
+        self.before: list[Tensor] = []
+        whole = q.members.named() if isinstance(q, Particles) else {}
+        self.held = [  # rows of tables that torch holds fixed; the decay has no exceptions
+            (whole[name][:, index], row.clone())
+            for name, (index, row) in held_rows(problem.model, whole).items()
+        ]
         self.chunk_size = default_chunk_size(
             Footprint.of(problem.model, q, problem.example),
             problem.example,
@@ -167,8 +137,9 @@ class _Objective:
         self.others: list[Iterator[tuple[Inputs, Tensor]]] = []
         self.compared = False
 
-    def __call__(self, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        if self.training.own_batches:
+    def forward(self, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
+        """The sum of the members' losses, and their mean without the prior, nats per example."""
+        if self.how.own_batches:
             losses = self._own_losses(inputs, target)
             return {"loss": losses.sum(), "nll": losses.detach().mean()}
         raw = outputs(
@@ -182,13 +153,51 @@ class _Objective:
         )  # (M, B, ...)
         losses = self._losses(raw, target)
         loss = losses.sum()
-        if self.training.kernel == "function":
+        if self.how.kernel == "function":
             loss = self._in_function_space(raw, target, loss)
         return {"loss": loss, "nll": losses.detach().mean()}
 
+    @torch.no_grad()
+    def direct_(self) -> None:
+        """Add the prior's gradient, mix the members' by the kernel, and cut what is too long."""
+        if self.is_explicit:
+            for each in self.learnt:
+                prior = each * self.share
+                each.grad = prior if each.grad is None else each.grad.add_(prior)
+        if self.in_weights:
+            svgd_(
+                self.q,
+                num_data=self.problem.num_data,
+                temperature=self.how.temperature,
+                kernel=self.how.kernel,
+            )
+        if self.how.clip is not None:
+            clip_members_(self.learnt, self.how.clip)
+        if self.how.rates:
+            self.before = [each.detach().clone() for each in self.learnt]
+
+    @torch.no_grad()
+    def stepped_(self) -> None:
+        """Let each member go its own part of the way; Adam knows no rates within a tensor."""
+        for member_rows, row in self.held:
+            member_rows.copy_(row)
+        for each, start in zip(self.learnt, self.before, strict=True) if self.before else ():
+            rates = torch.tensor(self.how.rates, dtype=torch.float64).to(each)
+            each.copy_(torch.lerp(start, each, rates.view(-1, *[1] * (each.ndim - 1))))
+
+    def end_epoch(self, epoch: int) -> None:
+        """Members draw new batches, and a cache has been filled."""
+        self.others = []
+        if self.cache is not None:
+            self.cache.end_epoch()
+
+    def posterior(self) -> WeightPosterior:
+        """The members so far."""
+        return self.problem.posterior(self.q)
+
     def _losses(self, raw: Tensor, target: Tensor) -> Tensor:
         """Of each member, nats per example."""
-        return -self.problem.likelihood.log_prob(raw, target).flatten(1).mean(1)
+        return -self.likelihood.log_prob(raw, target).flatten(1).mean(1)
 
     def _own_losses(self, inputs: Inputs, target: Tensor) -> Tensor:
         """The same, on the batch for the first member and one of its own for each other."""
@@ -210,18 +219,13 @@ class _Objective:
         each = zip(raw, (y for _, y in batches), strict=True)
         return torch.cat([self._losses(one.unsqueeze(0), y) for one, y in each])
 
-    def epoch_ended(self) -> None:
-        self.others = []
-        if self.cache is not None:
-            self.cache.end_epoch()
-
     def _in_function_space(self, raw: Tensor, target: Tensor, loss: Tensor) -> Tensor:
         """A number of the value of `loss`, whose gradient is SVGD's direction for the outputs."""
         (slope,) = torch.autograd.grad(loss, raw, retain_graph=True)
         ((direction,),) = svgd_direction(
             [DenseCoordinates(raw.detach())],
             [(slope,)],
-            repulsion=self.training.temperature / self.problem.num_data,
+            repulsion=self.how.temperature / self.problem.num_data,
         )
         moved = (raw * direction).sum()
         own = self._losses(raw.detach(), target).sum()
@@ -230,10 +234,10 @@ class _Objective:
     def _shared(self) -> tuple[FeatureCache | None, Trunk | None]:
         problem, q = self.problem, self.q
         at_once = problem.vectorize and self.chunk_size >= q.size(1)
-        if not self.training.cache_features and (self.training.own_batches or at_once):
+        if not self.how.cache_features and (self.how.own_batches or at_once):
             return None, None  # nothing is shared, or one call computes it once by itself
         trunk = Trunk.of(problem.model, q.names, problem.example)
-        if not self.training.cache_features:
+        if not self.how.cache_features:
             return None, trunk
         if problem.augmented():
             raise DataError(
@@ -250,8 +254,8 @@ class _Objective:
         cache = FeatureCache(
             trunk,
             num_data=problem.different or problem.num_data,
-            cache_limit=self.training.cache_limit,
-            passes=q.size(1) if self.training.own_batches else 1,
+            cache_limit=self.how.cache_limit,
+            passes=q.size(1) if self.how.own_batches else 1,
         )
         return cache, trunk
 
@@ -280,31 +284,3 @@ def _warn_if_the_same(batches: list[tuple[Inputs, Tensor]], problem: Problem) ->
         f"batches='same' if that is meant.",
         stacklevel=2,
     )
-
-
-def _add_decay_(learnt: list[nn.Parameter], share: float) -> None:
-    for each in learnt:
-        each.grad = each * share if each.grad is None else each.grad.add_(each, alpha=share)
-
-
-def _slow_down(
-    optimiser: torch.optim.Optimizer, learnt: list[nn.Parameter], rates: tuple[float, ...]
-) -> None:
-    """Let a step take each member `rates` of the way; Adam knows no rates within a tensor."""
-    held: list[Tensor] = []
-
-    def before(*_: Any) -> None:
-        held[:] = [each.detach().clone() for each in learnt]
-
-    def after(*_: Any) -> None:
-        with torch.no_grad():
-            for each, start in zip(learnt, held, strict=True):
-                rate = (
-                    torch.tensor(rates, dtype=torch.float64)
-                    .to(each)
-                    .view(-1, *[1] * (each.ndim - 1))
-                )
-                each.copy_(torch.lerp(start, each, rate))
-
-    optimiser.register_step_pre_hook(before)
-    optimiser.register_step_post_hook(after)

@@ -1,6 +1,7 @@
 """Tuning of a book of Gaussians by the ELBO, and what happens to its structure between epochs."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from bayesify.distributions.mean_field import magnitudes
 from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.methods.sharing.merging import MergeLimits, current, merge
 from bayesify.methods.sharing.structure import Source, factors
-from bayesify.methods.vi.mean_field import elbo_run, prior_in_units
+from bayesify.methods.vi.mean_field import ELBO, prior_in_units
 from bayesify.numerics.wasserstein import merged
 from bayesify.training.problem import Problem
 
@@ -28,35 +29,36 @@ class TuningOptions:
     limits: MergeLimits | None
 
 
-class Tuning:
-    """Gradient steps on the book and the outliers, and what happens between epochs."""
+class Tuning(ELBO):
+    """Gradient steps on the codebook and the outliers, and what happens between epochs."""
 
     def __init__(
         self, options: TuningOptions, problem: Problem, source: Source, q: SharedNormal
     ) -> None:
-        self.q = q
-        self._options, self._source = options, source
-        self._gradient, self._steps = torch.zeros_like(q.loc), 0
         problem.model.eval().requires_grad_(False)
         start = q.point()
-        self.run = elbo_run(
-            problem,
-            q,
-            prior_in_units(start, magnitudes(start), options.prior_scale, options.prior_loc),
-            q.parameter_groups(lr=options.lr, scale_lr=options.scale_lr),
-            likelihood_lr=options.scale_lr,
-            epochs=options.epochs,
-            temperature=options.temperature,
-            before_step=self._note_gradient,
-        )
+        prior = prior_in_units(start, magnitudes(start), options.prior_scale, options.prior_loc)
+        super().__init__(problem, q, prior, temperature=options.temperature)
+        self._options, self._source = options, source
+        self._gradient, self._steps = torch.zeros_like(q.loc), 0
+
+    @property
+    def book(self) -> SharedNormal:
+        """The codebook, with the codes of all weights; it is q."""
+        return cast(SharedNormal, self.q)
+
+    def direct_(self) -> None:
+        """Note the gradient of the means, which decides what is merged."""
+        if self.book.loc.grad is not None:
+            self._gradient += self.book.loc.grad
+            self._steps += 1
 
     def restructure(self) -> None:
         """Merge. Weights follow their Gaussians, and numbers stay in their places.
 
         Weights do not choose anew: the book has moved in training, and their own points have not.
         """
-        limits, source, q = self._options.limits, self._source, self.q
-        self._note_gradient()
+        limits, source, q = self._options.limits, self._source, self.book
         if limits is None:
             return
         mixture, codes = current(source, q)
@@ -79,7 +81,7 @@ class Tuning:
 
     def _pool_spreads(self, codes: Tensor, count: Tensor, group: Tensor, place: Tensor) -> None:
         """Of the codes that are merged, with the moments of all; other laws have none."""
-        q, width = self.q, self.q.spread.shape[1]
+        q, width = self.book, self.book.spread.shape[1]
         a, b, c = F.pad(q.spread[codes].double().cpu(), (0, 3 - width)).T
         covariance = torch.stack([a * a, a * b, a * b, b * b + c * c], 1).view(-1, 2, 2)
         loc = torch.stack([q.loc[codes], q.log_scale[codes]], 1).double().cpu()
@@ -87,10 +89,3 @@ class Tuning:
         several = group.bincount() > 1
         pooled = factors(s[:, 0, 0], s[:, 0, 1], s[:, 1, 1])[several, :width]
         q.spread[place[several]] = pooled.to(q.spread)
-
-    def _note_gradient(self) -> None:
-        """Of the step before, once: it is still there."""
-        if self.q.loc.grad is not None:
-            self._gradient += self.q.loc.grad
-            self._steps += 1
-            self.q.loc.grad = None

@@ -186,6 +186,7 @@ class SharingRun:
 
     def __post_init__(self) -> None:
         self._source_run: Run = self.method.mean_field.start(self.problem)
+        self._run = self._source_run
         self._tuning: Tuning | None = None
         self._q: SharedNormal | None = None
         self._is_independent = True
@@ -197,8 +198,7 @@ class SharingRun:
 
     def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
         """Of the source, or of tuning."""
-        run = self._source_run if self._tuning is None else self._tuning.run
-        return run.step(inputs, target)
+        return self._run.step(inputs, target)
 
     def end_epoch(self, epoch: int) -> None:
         """Share when the source has ended; later merge and finish."""
@@ -208,7 +208,11 @@ class SharingRun:
                 return
             source, q = self._shared()
             if self.method.epochs:
-                self._tuning = Tuning(self._tuning_options(), self.problem, source, q)
+                options = self._tuning_options()
+                self._tuning = Tuning(options, self.problem, source, q)
+                self._run = self._tuning.run(
+                    lr=options.lr, scale_lr=options.scale_lr, epochs=options.epochs
+                )
                 return
         else:
             done = epoch + 1 - self._source_run.epochs
@@ -216,7 +220,7 @@ class SharingRun:
                 if done <= self.method.epochs * 2 // 3:
                     self._tuning.restructure()
                 return
-            q = self._tuning.q.compacted()
+            q = self._tuning.book.compacted()
         self._q = self._finished(q)
 
     def posterior(self) -> WeightPosterior:
@@ -224,7 +228,7 @@ class SharingRun:
         if self._q is not None:
             return self.problem.posterior(self._q)
         if self._tuning is not None:
-            return self.problem.posterior(self._tuning.q.compacted())
+            return self.problem.posterior(self._tuning.book.compacted())
         return self._source_posterior()
 
     def _source_posterior(self) -> WeightPosterior:

@@ -20,7 +20,6 @@ frozen need no gradient of their own, so where the first layer alone is random a
 2/3 of an ordinary one. Prediction costs S forward passes (less where the randomness starts late).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +27,14 @@ from torch import Tensor
 
 from bayesify.core.options import ByTask, check_options, option, register
 from bayesify.core.types import Inputs, Named, Where
-from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.distributions.priors import NormalPrior
+from bayesify.distributions.shared.normal import SharedNormal
 from bayesify.methods.members.map import MAP
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.loop import GradientRun, adam
 from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain
-from bayesify.training.objective import elbo_terms
+from bayesify.training.objective import Objective, elbo_terms
 from bayesify.training.problem import Problem
 from bayesify.weights.named import copied
 from bayesify.weights.noise_scope import noise_scopes
@@ -120,15 +120,9 @@ class MeanFieldVI(Method):
             relative=True,
             example=problem.example,
         )
-        return elbo_run(
-            problem,
-            q,
-            self.prior(q.point()),
-            q.parameter_groups(lr=self.lr, scale_lr=self.scale_lr),
-            likelihood_lr=self.scale_lr,
-            epochs=self.epochs,
-            temperature=self.temperature_for(problem.likelihood.task),
-        )
+        temperature = self.temperature_for(problem.likelihood.task)
+        objective = ELBO(problem, q, self.prior(q.point()), temperature=temperature)
+        return objective.run(lr=self.lr, scale_lr=self.scale_lr, epochs=self.epochs)
 
     def temperature_for(self, task: str) -> float:
         """T, of a likelihood's task."""
@@ -148,53 +142,59 @@ def prior_in_units(start: Named, unit: dict[str, float], scale: float, loc: str)
     )
 
 
-def elbo_run(
-    problem: Problem,
-    q: WeightDistribution,
-    prior: NormalPrior,
-    groups: list[dict[str, object]],
-    *,
-    likelihood_lr: float,
-    epochs: int,
-    temperature: float,
-    before_step: Callable[[], None] = lambda: None,
-) -> GradientRun:
-    """A run that descends the negative ELBO of `problem`, whose network is frozen.
+class ELBO(Objective):
+    """The negative ELBO of a problem, whose network is frozen; its parameters are q's.
 
     Args:
         problem: What is fitted; its model is in the mode and as frozen as the caller wants it.
         q: What is learnt.
         prior: Moved to the model's device.
-        groups: Of q's parameters, for the optimiser.
-        likelihood_lr: Initial learning rate of the likelihood's parameters.
-        epochs: Passes over the data.
         temperature: T, the weight of the KL term.
-        before_step: Called before each step, while the gradients of the one before are there.
     """
-    prior = prior.to(next(problem.model.parameters()).device)
-    scopes = noise_scopes(problem.model, problem.example, q.names)
 
-    def terms(inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
-        before_step()
+    q: MeanField | SharedNormal
+    prior: NormalPrior
+
+    def __init__(
+        self,
+        problem: Problem,
+        q: MeanField | SharedNormal,
+        prior: NormalPrior,
+        *,
+        temperature: float,
+    ) -> None:
+        super().__init__(problem)
+        self.q, self.temperature = q, temperature
+        self.prior = prior.to(next(problem.model.parameters()).device)
+        self.scopes = noise_scopes(problem.model, problem.example, q.names)
+
+    def forward(self, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
+        """The loss, the expected negative log likelihood, and the KL divergence in nats."""
         return elbo_terms(
-            problem.model,
-            q,
-            problem.likelihood,
-            prior,
+            self.problem.model,
+            self.q,
+            self.likelihood,
+            self.prior,
             inputs,
             target,
-            num_data=problem.num_data,
-            temperature=temperature,
-            generator=problem.generator,
-            scopes=scopes,
-            readout=problem.readout,
+            num_data=self.problem.num_data,
+            temperature=self.temperature,
+            generator=self.problem.generator,
+            scopes=self.scopes,
+            readout=self.problem.readout,
         )._asdict()
 
-    likelihood = {"params": list(problem.likelihood.parameters()), "lr": likelihood_lr}
-    return GradientRun(
-        terms,
-        adam([*groups, likelihood]),
-        epochs=epochs,
-        steps_per_epoch=problem.steps_per_epoch,
-        posterior=lambda: problem.posterior(q, prior),
-    )
+    def posterior(self) -> WeightPosterior:
+        """What q is now, and the prior it was fitted under."""
+        return self.problem.posterior(self.q, self.prior)
+
+    def run(self, *, lr: float, scale_lr: float, epochs: int) -> GradientRun:
+        """Adam on means at `lr`, and on scales and the likelihood's own numbers at `scale_lr`."""
+        own = self.q.parameter_groups(lr=lr, scale_lr=scale_lr)
+        *_, noise = self.parameter_groups(lr=lr, likelihood_lr=scale_lr)
+        return GradientRun(
+            self,
+            adam([*own, noise]),
+            epochs=epochs,
+            steps_per_epoch=self.problem.steps_per_epoch,
+        )
