@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 import bayesify
 from bayesify.forward.outputs import read_tensor
+from bayesify.training.data import TrainingData
 
 BATCH, EPOCHS, PASSES, SAMPLES = 100, 200, 20, 100
 SHORT = {"epochs": PASSES, "min_steps": 1, "warmup": 20, "rate": 0.4, "prior_precision": 0.1}
@@ -156,10 +157,7 @@ def problem(model: torch.nn.Module, x: Tensor, likelihood: str, *, seed: int) ->
     return bayesify.Problem(
         model=model,
         likelihood=laws[likelihood](),
-        num_data=len(x),
-        steps_per_epoch=-(-len(x) // BATCH),
-        example=x[:BATCH],
-        inputs=lambda: iter(x.split(BATCH)),
+        data=TrainingData.of(lambda: ((part, part[:, 0]) for part in x.split(BATCH))),
         readout=read_tensor,
         vectorize=True,
         generator=torch.Generator().manual_seed(seed),

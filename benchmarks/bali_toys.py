@@ -42,6 +42,7 @@ from bayesify.experiments.report.style import (
 )
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import resolve
+from bayesify.training.data import TrainingData
 
 BATCH, SAMPLES = 50, 200
 STEPS = {"BALI": 1500, "mean-field VI": 3000}
@@ -143,10 +144,7 @@ def train(toy: Toy, name: str) -> Trained:
         bayesify.Problem(
             model=toy.network(),
             likelihood=resolve(toy.likelihood),
-            num_data=len(x),
-            steps_per_epoch=len(x) // BATCH,
-            example=x[:BATCH],
-            inputs=lambda: iter(x.split(BATCH)),
+            data=TrainingData.of(lambda: zip(x.split(BATCH), y.split(BATCH), strict=True)),
             readout=read_tensor,
             vectorize=True,
             generator=torch.Generator().manual_seed(0),

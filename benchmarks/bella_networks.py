@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import bayesify
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.forward.outputs import read_tensor
+from bayesify.training.data import TrainingData
 
 try:
     from transformers import BertConfig, BertForSequenceClassification
@@ -104,11 +105,9 @@ def start(
         bayesify.Problem(
             model=net,
             likelihood=bayesify.Categorical(),
-            num_data=num_data,
-            steps_per_epoch=1000,
-            example=x,
-            inputs=lambda: iter([x]),
-            batches=lambda: iter([(x, target)]),
+            data=TrainingData.of(
+                lambda: iter([(x, target)]), num_data=num_data, steps_per_epoch=1000
+            ),
             readout=read_tensor,
             vectorize=vectorize,
             generator=torch.Generator().manual_seed(0),

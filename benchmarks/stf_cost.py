@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 import bayesify
 from bayesify.forward.outputs import read_tensor
+from bayesify.training.data import TrainingData
 
 SAMPLES = 16
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": "2147483648", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
@@ -114,11 +115,12 @@ def start(method: bayesify.Method, x: torch.Tensor) -> bayesify.Run:
         bayesify.Problem(
             model=bayesify.models.build("resnet20", (3, 32, 32), 10, seed=0),
             likelihood=bayesify.Categorical(),
-            num_data=50_000,
-            steps_per_epoch=1000,
-            example=x[:1],
-            inputs=lambda: iter([x]),
-            batches=lambda: iter([(x, torch.zeros(len(x), dtype=torch.long))]),
+            data=TrainingData.of(
+                lambda: iter([(x, torch.zeros(len(x), dtype=torch.long))]),
+                num_data=50_000,
+                steps_per_epoch=1000,
+                example=x[:1],
+            ),
             readout=read_tensor,
             vectorize=True,
             generator=torch.Generator().manual_seed(0),

@@ -42,7 +42,7 @@ class Name(Method):
             objective,
             adam(objective.parameter_groups(lr=self.lr)),
             epochs=self.epochs,
-            steps_per_epoch=problem.steps_per_epoch,
+            steps_per_epoch=problem.data.steps_per_epoch,
         )
 
 

@@ -13,6 +13,7 @@ from bayesify.core.batches import split_batch
 from bayesify.core.types import Inputs
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Categorical
+from bayesify.training.data import TrainingData
 from bayesify.training.problem import Problem
 
 CLASSES = 3
@@ -159,11 +160,10 @@ class Net:
         return Problem(
             model=self.model(),
             likelihood=Categorical(),
-            num_data=48,
-            steps_per_epoch=3,
-            example=self.inputs(16),
-            inputs=lambda: iter([self.inputs(16)]),
-            batches=lambda: map(split_batch, DataLoader(self.data(), batch_size=16, shuffle=True)),
+            data=TrainingData.of(
+                lambda: map(split_batch, DataLoader(self.data(), batch_size=16, shuffle=True)),
+                example=self.inputs(16),
+            ),
             readout=read_tensor,
             vectorize=vectorize and self.vectorizes,
             generator=torch.Generator().manual_seed(0),

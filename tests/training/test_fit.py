@@ -29,6 +29,7 @@ from bayesify.core.errors import (
 from bayesify.core.streams import stream
 from bayesify.likelihoods import Categorical
 from bayesify.training.fit import versions
+from bayesify.training.method import Method
 from zoo import NETS, BranchingNet, Pairs
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -334,7 +335,7 @@ def test_the_seed_decides_the_starts_and_not_the_order_alone():
         assert (each - other[name]).abs().max() > 0.05
 
 
-class Reader:
+class Reader(Method):
     """Writes down the held-out batches it is given, and trains as MAP does."""
 
     pretrain = None
@@ -415,7 +416,7 @@ def test_a_method_that_begins_at_one_network_refuses_several_before_anything_is_
     assert not watcher.trained
 
 
-class Breaks:
+class Breaks(Method):
     """A method whose first step does not work."""
 
     pretrain = MAP(epochs=1)

@@ -1,6 +1,6 @@
 import copy
 import math
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import pytest
 import torch
@@ -91,7 +91,7 @@ def test_a_run_goes_on_to_the_bit_from_its_state(name):
         given = {"pretrain": None, "batches": "same"}  # batches of their own are the loader's
         given = {n: e for n, e in given.items() if n in fields_of(METHODS[name])}
         problem = NETS["mlp"].problem()
-        return METHODS[name](epochs=2, **given).start(replace(problem, steps_per_epoch=3))
+        return METHODS[name](epochs=2, **given).start(problem)
 
     def steps(run: GradientRun, which: slice) -> None:
         for each in batches[which]:

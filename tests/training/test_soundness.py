@@ -12,7 +12,7 @@ X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 Y = X[:, :1] + 0.1 * torch.randn(40, 1, generator=torch.Generator().manual_seed(1))
 
 
-class Given:
+class Given(bayesify.Method):
     """A method that returns a mean-field posterior as wide as asked for, whatever the data."""
 
     pretrain = None
@@ -31,7 +31,7 @@ class Given:
                 )
             return problem.posterior(q)
 
-        run._posterior = posterior
+        run.posterior = posterior
         return run
 
 

@@ -70,7 +70,7 @@ class DropoutRun:
             problem.model.eval(), problem.likelihood, readout=problem.readout
         )
         with torch.no_grad():  # says now if it cannot be done; of one example any axis is the first
-            self._posterior.outputs(rows(problem.example, slice(2)), num_samples=1)
+            self._posterior.outputs(rows(problem.data.example, slice(2)), num_samples=1)
 
     def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
         """The loss of the batch under fresh masks, nats per example, which training descended."""

@@ -104,7 +104,7 @@ class SWAG(Method):
             OptionError: no weight is chosen, or no iterate would be collected.
             UnsupportedModelError: all chosen weights are frozen.
         """
-        steps = self.epochs * problem.steps_per_epoch
+        steps = self.epochs * problem.data.steps_per_epoch
         if self.collect_every is not None and self.collect_every > steps:
             raise OptionError(
                 f"SWAG(collect_every={self.collect_every}): expected at most the {steps} steps of "
@@ -116,13 +116,13 @@ class SWAG(Method):
         sgd = torch.optim.SGD(
             objective.parameter_groups(lr=rate, likelihood_lr=rate),
             momentum=self.momentum,
-            weight_decay=1 / (problem.num_data * self.prior_scale**2),
+            weight_decay=1 / (problem.data.num_data * self.prior_scale**2),
         )
         return GradientRun(
             objective,
             sgd,
             epochs=self.burn_in + self.epochs,
-            steps_per_epoch=problem.steps_per_epoch,
+            steps_per_epoch=problem.data.steps_per_epoch,
             constant=True,
         )
 
@@ -148,7 +148,7 @@ class Averaging(Objective):
         if not options.recalibrate:
             for norm in norms.values():
                 norm.eval()
-        self.every = options.collect_every or problem.steps_per_epoch
+        self.every = options.collect_every or problem.data.steps_per_epoch
         self.steps = 0
         self._begin()
 
@@ -173,7 +173,7 @@ class Averaging(Objective):
         if epoch + 1 == self.options.burn_in + self.options.epochs:
             assign_(self.problem.model, self.iterates.mean)
             if self.norms:
-                batches = (inputs for inputs, _ in self.problem.batches())
+                batches = (inputs for inputs, _ in self.problem.data.batches())
                 recalibrate_(self.problem.model, batches, self.norms)
 
     def posterior(self) -> WeightPosterior:
@@ -245,7 +245,7 @@ def _rate(likelihood: Likelihood) -> float:
 def _moving(problem: Problem, where: Where) -> dict[str, nn.Parameter]:
     """The chosen weights that are not frozen; all others are, from here on."""
     model = problem.model
-    names = chosen(where, model, problem.example)
+    names = chosen(where, model, problem.data.example)
     held = dict(model.named_parameters())
     moving = {name: held[name] for name in names if held[name].requires_grad}
     if not moving:

@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -29,6 +29,7 @@ from bayesify.posteriors.weight import FitRecord, Posterior, WeightPosterior
 from bayesify.training.callbacks import Callback
 from bayesify.training.checks import check_data, check_held_out
 from bayesify.training.cost import CostMeter, FlopCounter
+from bayesify.training.data import Batches, TrainingData
 from bayesify.training.holdout import CertifyingPart, cut
 from bayesify.training.method import Method
 from bayesify.training.problem import Problem
@@ -112,16 +113,19 @@ def fit(
         likelihood = resolve(likelihood).to(place)
         inside.enter_context(seeded(seed, "global", model))
         before, data, certifying = _parts(data, method, seed)
-        problem = _problem(data, model, likelihood, readout, batch_size)
-        problem = replace(
-            problem,
+        how = (model, likelihood, readout, batch_size)
+        problem = Problem(
+            model=model,
+            likelihood=likelihood,
+            data=_training_data(data, *how),
+            readout=readout,
             vectorize=can_vectorize(model) if vectorize is None else vectorize,
             generator=stream(seed, "fit"),
-            validation=_held_out(validation, model, likelihood, readout, batch_size),
+            validation=_held_out(validation, *how),
         )
         early = problem
         if before is not None:
-            early = _onto(problem, _problem(before, model, likelihood, readout, batch_size))
+            early = replace(problem, data=_training_data(before, *how))
         phases, start = begun(phases, early, kept_apart=before is not None)
         _rehearse(phases, problem, early)
         history: list[dict[str, Any]] = []
@@ -131,7 +135,7 @@ def fit(
     posterior.record = FitRecord(
         options=options,
         seed=seed,
-        num_data=certifying.num_data if certifying else problem.num_data,
+        num_data=certifying.num_data if certifying else problem.data.num_data,
         history=history,
         seconds=cost.seconds,
         **price,
@@ -168,43 +172,28 @@ def _parts(
     return cut(data, share, seed)
 
 
-def _problem(
+def _training_data(
     data: Data, model: nn.Module, likelihood: Likelihood, readout: Readout, batch_size: int
-) -> Problem:
-    """The data, checked; `fit` fills in the rest."""
+) -> TrainingData:
+    """The data, checked."""
     loader = as_loader(data, batch_size=batch_size, shuffle=True)
     check_one_process(loader)
     passes = Passes(loader)
     found = check_data(loader, model, likelihood, readout)
-    return Problem(
-        model=model,
-        likelihood=likelihood,
+    return TrainingData(
+        batches=lambda: _batches(passes(), next(model.parameters()).device),
         num_data=num_data(loader, found.examples),
-        different=different(loader, found.examples),
         steps_per_epoch=found.batches,
         example=found.first,
         smallest=found.smallest,
-        inputs=lambda: (x for x, _ in _batches(passes(), next(model.parameters()).device)),
-        batches=lambda: _batches(passes(), next(model.parameters()).device),
-        readout=readout,
-        vectorize=True,
-        generator=torch.Generator(),
-        augmented=lambda: is_augmented(loader),
+        different=different(loader, found.examples),
+        is_augmented=lambda: is_augmented(loader),
     )
-
-
-def _onto(problem: Problem, other: Problem) -> Problem:
-    """The data of `other`, all else of `problem`."""
-    of_data = (
-        *("num_data", "different", "steps_per_epoch", "example", "smallest"),
-        *("inputs", "batches", "augmented"),
-    )
-    return replace(problem, **{name: getattr(other, name) for name in of_data})
 
 
 def _held_out(
     data: Data | None, model: nn.Module, likelihood: Likelihood, readout: Readout, batch_size: int
-) -> Callable[[], Iterator[tuple[Inputs, Tensor]]] | None:
+) -> Batches | None:
     """What gives the batches of `data`, which have been checked."""
     if data is None:
         return None
@@ -234,8 +223,7 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
             own,
             model=model,
             likelihood=likelihood,
-            inputs=lambda own=own: iter([own.example]),
-            batches=lambda own=own: iter([own.smallest] if own.smallest else []),
+            data=replace(own.data, batches=lambda own=own: iter([own.data.smallest])),
             generator=stream(0, "rehearsal"),
             trained=trained,
         )
@@ -244,7 +232,7 @@ def _rehearse(phases: Sequence[Method], problem: Problem, early: Problem) -> Non
                 run = phase.start(rehearsal)
                 step_on_smallest(run, rehearsal)
                 trained = run.posterior()
-            trained.outputs(first_example(own.example), num_samples=2)
+            trained.outputs(first_example(own.data.example), num_samples=2)
 
 
 def _check_start(method: Method, trained: Posterior) -> None:
@@ -291,12 +279,12 @@ def _train(
     run = method.start(problem)
     phase, flops = type(method).__name__, None
     for callback in callbacks:
-        callback.on_phase_start(phase, run.epochs, problem.steps_per_epoch)
+        callback.on_phase_start(phase, run.epochs, problem.data.steps_per_epoch)
     try:
         with CostMeter(device) as cost:
             for epoch in range(run.epochs):
                 logs = []
-                for inputs, target in problem.batches():
+                for inputs, target in problem.data.batches():
                     if flops is None:
                         with FlopCounter() as counter:
                             logs.append(run.step(inputs, target))
@@ -314,7 +302,7 @@ def _train(
             callback.on_phase_end()
     price = {
         "seconds_per_epoch": cost.seconds / run.epochs,
-        "seconds_per_step": cost.seconds / run.epochs / problem.steps_per_epoch,
+        "seconds_per_step": cost.seconds / run.epochs / problem.data.steps_per_epoch,
         "flops_per_step": flops,
     }
     return run.posterior(), price

@@ -1,6 +1,5 @@
 """What a method is asked to fit: a network, a likelihood, and training data to look at."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from bayesify.distributions.priors import Prior
 from bayesify.likelihoods import Likelihood
 from bayesify.posteriors.weight import Posterior, WeightPosterior
 from bayesify.tracing.trace import call
+from bayesify.training.data import Batches, TrainingData
 
 
 @dataclass(frozen=True)
@@ -21,41 +21,23 @@ class Problem:
     Attributes:
         model: A copy of the user's network, which the run may put in a mode and freeze.
         likelihood: What its outputs mean; its parameters, if any, are trained too.
-        num_data: Training examples N: as many as one pass gives.
-        steps_per_epoch: Batches in an epoch.
-        example: Inputs of the first batch.
-        inputs: Gives the inputs of all training batches, on the model's device, for a look at the
-            data before the first step.
-        batches: Gives all training batches, inputs and targets, in an order of its own, for what
-            needs more passes than the run is fed with.
+        data: The training examples.
         readout: Turns what the model returns into a tensor.
         vectorize: Whether samples and members run at once.
         generator: Source of the run's noise.
-        validation: Gives batches of held-out examples, inputs and targets, on the model's device,
-            in the order of their loader: for choosing numbers, never for training. None when none
-            were given.
-        augmented: Whether the training examples change from pass to pass; looks at a few.
+        validation: Gives batches of held-out examples, in the order of their loader: for choosing
+            numbers, never for training. None when none were given.
         trained: What the pretraining left, whose point the model has already; None without one.
-        smallest: Inputs and target of the smallest batch, on the model's device.
-        different: Different examples that the passes give in all: more than N where each pass
-            leaves some out. None: N.
     """
 
     model: nn.Module
     likelihood: Likelihood
-    num_data: int
-    steps_per_epoch: int
-    example: Inputs
-    inputs: Callable[[], Iterator[Inputs]]
-    batches: Callable[[], Iterator[tuple[Inputs, Tensor]]]
+    data: TrainingData
     readout: Readout
     vectorize: bool
     generator: torch.Generator
-    validation: Callable[[], Iterator[tuple[Inputs, Tensor]]] | None = None
-    augmented: Callable[[], bool] = lambda: False
+    validation: Batches | None = None
     trained: Posterior | None = None
-    smallest: tuple[Inputs, Tensor] | None = None
-    different: int | None = None
 
     def network_loss(self, inputs: Inputs, target: Tensor) -> Tensor:
         """Of the network as it is: mean of -log p, nats per example (and position)."""

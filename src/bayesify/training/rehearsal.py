@@ -42,10 +42,8 @@ def step_on_smallest(run: Run, problem: Problem) -> None:
     The smallest batch is the one that fails where any does: batch norm has no statistics of one
     example, and `squeeze()` takes its axis away.
     """
-    if problem.smallest is None:
-        return
     device = next(problem.model.parameters()).device
-    inputs, target = problem.smallest
+    inputs, target = problem.data.smallest
     kind = "cuda" if device.type == "cpu" else device.type
     devices = [] if device.type == "cpu" else [device]
     with fork_rng(devices=devices, device_type=kind), warnings.catch_warnings():
@@ -68,7 +66,7 @@ def _advice(problem: Problem) -> str:
                 f"`{name}` holds integers ({weight.dtype}), which can be neither trained nor "
                 f"random; make it a buffer, or choose other weights with `where` and pretrain=None."
             )
-    if problem.smallest is not None and len(problem.smallest[1]) == 1:
+    if len(problem.data.smallest[1]) == 1:
         return (
             "The smallest batch holds one example: let no batch be so small (drop_last=True, or "
             "pass the data set itself, which is cut into even batches)."

@@ -35,7 +35,7 @@ def check_sound(posterior: Posterior, problem: Problem) -> None:
     q = posterior.q.state_dict() if isinstance(posterior, WeightPosterior) else posterior.point()
     _check_finite(q, "weights")
     _check_finite(posterior.likelihood.state_dict(), "likelihood")
-    inputs, target = next(iter(problem.batches()))
+    inputs, target = next(iter(problem.data.batches()))
     few = rows(inputs, slice(EXAMPLES)) if len(target) > EXAMPLES else inputs
     outputs = posterior.outputs(few, num_samples=SAMPLES)
     _check_finite({"outputs": outputs}, "predictions")

@@ -152,7 +152,9 @@ class _Judged:
 def _judged(problem: Problem) -> _Judged:
     likelihood = problem.likelihood
     with torch.no_grad():
-        found = likelihood.against_constant(list(_outputs(problem, problem.batches(), EXAMPLES)))
+        found = likelihood.against_constant(
+            list(_outputs(problem, problem.data.batches(), EXAMPLES))
+        )
     network, constant = found or (None, None)
     return _Judged(network, constant, likelihood.error_name)
 
@@ -189,7 +191,7 @@ def _noise_fitted_(first: Method, problem: Problem, judged: _Judged | None) -> s
         first.draws_weights() or not (judged or _judged(problem)).far_better
     ):
         return None
-    name, batches = "training", problem.batches
+    name, batches = "training", problem.data.batches
     if problem.validation is not None:
         name, batches = "validation", problem.validation
     with torch.no_grad():

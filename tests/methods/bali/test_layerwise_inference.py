@@ -30,6 +30,7 @@ from bayesify.core.types import Inputs
 from bayesify.data import splits
 from bayesify.forward.outputs import read_tensor
 from bayesify.numerics.layer_regression import LayerRegression
+from bayesify.training.data import TrainingData
 from bayesify.training.problem import Problem
 from zoo import NETS, SHARED, TransformerNet
 
@@ -51,11 +52,7 @@ def started(model: nn.Module, x: Inputs, likelihood, size: int, **options):
     problem = Problem(
         model=model,
         likelihood=likelihood,
-        num_data=size,
-        steps_per_epoch=1,
-        example=x,
-        inputs=lambda: iter([x]),
-        batches=lambda: iter([]),
+        data=TrainingData.of(lambda: iter([(x, torch.zeros(size))]), num_data=size),
         readout=read_tensor,
         vectorize=True,
         generator=torch.Generator().manual_seed(0),
@@ -173,11 +170,7 @@ def test_looking_at_the_data_in_parts_is_looking_at_the_whole():
         problem = Problem(
             model=net,
             likelihood=Categorical(),
-            num_data=48,
-            steps_per_epoch=parts,
-            example=x[:2],
-            inputs=lambda: iter(x.chunk(parts)),
-            batches=lambda: iter([]),
+            data=TrainingData.of(lambda: ((part, part[:, 0]) for part in x.chunk(parts))),
             readout=read_tensor,
             vectorize=True,
             generator=torch.Generator(),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from bayesify import BALI, Categorical, Gaussian, NotPositiveDefiniteError
 from bayesify.forward.outputs import read_tensor
 from bayesify.methods.bali.run import LayerwiseRun
+from bayesify.training.data import TrainingData
 from bayesify.training.problem import Problem
 from zoo import NETS
 
@@ -15,11 +16,9 @@ def run_of(model: nn.Module, x: Tensor, likelihood, *, num_data=48, steps=10, **
     problem = Problem(
         model=model,
         likelihood=likelihood,
-        num_data=num_data,
-        steps_per_epoch=steps,
-        example=x,
-        inputs=lambda: iter([x]),
-        batches=lambda: iter([]),
+        data=TrainingData.of(
+            lambda: iter([(x, torch.zeros(1))]), num_data=num_data, steps_per_epoch=steps
+        ),
         readout=read_tensor,
         vectorize=options.pop("vectorize", True),
         generator=torch.Generator().manual_seed(0),

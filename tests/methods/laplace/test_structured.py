@@ -27,6 +27,7 @@ from bayesify.methods.laplace import curvature as laplace_torch
 from bayesify.methods.laplace.structured import Laplace, LaplaceRun
 from bayesify.posteriors.linearised import LinearisedPosterior
 from bayesify.posteriors.probit import LinearisedProbitPosterior, ProbitPosterior
+from bayesify.training.data import TrainingData
 from bayesify.training.problem import Problem
 from bayesify.weights.named import weights_of
 from zoo import NETS
@@ -55,14 +56,13 @@ def regression() -> tuple[nn.Module, Tensor, Tensor]:
     return model, x, y
 
 
-def problem_of(model, x, y, likelihood=None, **changes) -> Problem:
+def problem_of(model, x, y, likelihood=None, **numbers) -> Problem:
     given = {
         "model": model,
         "likelihood": likelihood or Categorical(),
-        "num_data": len(x),
-        "example": x[:4],
+        "data": TrainingData.of(lambda: iter([(x, y)]), **({"example": x[:4]} | numbers)),
     }
-    return replace(NETS["mlp"].problem(), **(given | changes))
+    return replace(NETS["mlp"].problem(), **given)
 
 
 def run_of(method: Laplace, model, x, y, likelihood=None, size: int = 16) -> LaplaceRun:

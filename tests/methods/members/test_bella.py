@@ -433,7 +433,7 @@ def test_members_with_batches_of_their_own_differ_by_nothing_else(vectorize):
         with torch.no_grad():
             for each in q.down.parameters():
                 each.copy_(each[:1].expand_as(each))
-        for x, y in [batch for _ in range(2) for batch in problem.batches()]:
+        for x, y in [batch for _ in range(2) for batch in problem.data.batches()]:
             run.step(x, y)
         return run.posterior().outputs(net.inputs(5)).std(0).max().item()
 

@@ -45,7 +45,8 @@ def problem(net: str = "mlp", *, vectorize: bool = True, **changes: Any) -> Prob
     """In double precision, frozen and in eval mode."""
     made = NETS[net].problem(vectorize=vectorize)
     model = changes.pop("model", made.model).double().eval().requires_grad_(False)
-    return replace(made, model=model, example=made.example.double(), **changes)
+    data = replace(made.data, example=made.data.example.double())
+    return replace(made, model=model, data=data, **changes)
 
 
 def low_rank(model: nn.Module, members: int = 3, *, where: Where = all_weights) -> LowRankParticles:

@@ -55,11 +55,11 @@ def tuned(q: SharedNormal, source: Source, problem: Problem, **changes) -> Tunin
 
 
 def epoch(made: Tuning) -> list[float]:
-    return [made.steps.step(x, y)["loss"] for x, y in made.problem.batches()]
+    return [made.steps.step(x, y)["loss"] for x, y in made.problem.data.batches()]
 
 
 def everything(problem: Problem) -> tuple[Tensor, Tensor]:
-    batches = list(problem.batches())
+    batches = list(problem.data.batches())
     return tuple(torch.cat(each) for each in zip(*batches, strict=True))
 
 
@@ -79,7 +79,7 @@ def test_the_gradient_of_a_code_is_the_sum_over_its_weights():
     with torch.no_grad():
         made.q.spread.zero_()
     q, problem = made.q, made.problem
-    x, y = next(problem.batches())
+    x, y = next(problem.data.batches())
     point = q.point()
     weights = {name: each.clone().requires_grad_() for name, each in point.items()}
     out = torch.func.functional_call(problem.model, weights, (x,))
@@ -108,7 +108,7 @@ def test_the_loss_is_the_negative_elbo_with_a_prior_relative_to_each_tensor(prio
         {name: 0.4 * each for name, each in magnitudes(start).items()},
         loc=start if prior_loc == "start" else None,
     )
-    x, y = next(problem.batches())
+    x, y = next(problem.data.batches())
     noise = torch.Generator().set_state(problem.generator.get_state())
     want = negative_elbo(
         problem.model,
@@ -120,7 +120,7 @@ def test_the_loss_is_the_negative_elbo_with_a_prior_relative_to_each_tensor(prio
         num_data=48,
         temperature=0.7,
         generator=noise,
-        scopes=noise_scopes(problem.model, problem.example, q.names),
+        scopes=noise_scopes(problem.model, problem.data.example, q.names),
     )
     assert made.steps.step(x, y)["loss"] == pytest.approx(want.item(), rel=1e-5)
 
@@ -275,7 +275,7 @@ def test_the_gate_reads_the_mean_of_the_epochs_gradients(monkeypatch):
     made = tuning(limits=MergeLimits(0.0))
     for _ in range(2):
         steps = []
-        for x, y in made.problem.batches():
+        for x, y in made.problem.data.batches():
             made.steps.step(x, y)
             steps.append(made.q.loc.grad.clone())
         _, codes = current(made._source, made.q)

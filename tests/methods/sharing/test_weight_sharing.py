@@ -28,6 +28,7 @@ from bayesify.methods.sharing import weight_sharing
 from bayesify.methods.sharing.codebook import share
 from bayesify.methods.sharing.structure import Source
 from bayesify.methods.sharing.weight_sharing import SharingRun, accumulated_gradient
+from bayesify.training.data import TrainingData
 from bayesify.training.problem import Problem
 from bayesify.weights.named import weights_of
 from zoo import NETS, TiedNet
@@ -41,7 +42,7 @@ PLAIN = WeightSharing(pretrain=None, mean_field=LAPLACE, codes=12, outliers=0.05
 def run_through(method: WeightSharing, problem: Problem) -> SharingRun:
     run = method.start(problem)
     for epoch in range(run.epochs):
-        for inputs, target in problem.batches():
+        for inputs, target in problem.data.batches():
             run.step(inputs, target)
         run.end_epoch(epoch)
     return run
@@ -74,7 +75,7 @@ def test_without_tuning_it_is_the_sources_posterior_shared_and_rounded(law, sour
     run = method.start(problem)
     assert run.epochs == source.start(NETS["mlp"].problem()).epochs
     for epoch in range(run.epochs):
-        for inputs, target in problem.batches():
+        for inputs, target in problem.data.batches():
             run.step(inputs, target)
         before = run.posterior().q
         generator = torch.Generator().set_state(problem.generator.get_state())
@@ -141,7 +142,7 @@ def gradients(problem: Problem, weights: dict[str, Tensor]) -> dict[str, Tensor]
     """By hand: of the mean cross entropy, their sizes summed over batches, times each unit."""
     held = {name: each.clone().requires_grad_() for name, each in weights.items()}
     total = {name: torch.zeros_like(each) for name, each in weights.items()}
-    for x, y in problem.batches():
+    for x, y in problem.data.batches():
         out = torch.func.functional_call(problem.model, held, (x,))
         found = torch.autograd.grad(nn.functional.cross_entropy(out, y), list(held.values()))
         for (name, size), each in zip(total.items(), found, strict=True):
@@ -152,8 +153,9 @@ def gradients(problem: Problem, weights: dict[str, Tensor]) -> dict[str, Tensor]
 @pytest.fixture
 def problem() -> Problem:
     """With batches that do not change."""
-    batches = list(NETS["mlp"].problem().batches())
-    return replace(NETS["mlp"].problem(), batches=lambda: iter(batches))
+    made = NETS["mlp"].problem()
+    batches = list(made.data.batches())
+    return replace(made, data=TrainingData.of(lambda: iter(batches)))
 
 
 @pytest.mark.parametrize("source", [None, DiagonalLaplace, "diagonal-laplace"])
@@ -217,7 +219,7 @@ def test_what_has_been_learnt_can_be_read_at_any_time():
     kinds = []
     for epoch in range(run.epochs):
         kinds.append(type(run.posterior().q))
-        for inputs, target in problem.batches():
+        for inputs, target in problem.data.batches():
             run.step(inputs, target)
         assert run.posterior().outputs(x, num_samples=2).shape == (2, 3, 3)
         run.end_epoch(epoch)
@@ -246,7 +248,7 @@ def test_the_structure_rests_in_the_last_third(monkeypatch, epochs, wanted):
     run = replace(PLAIN, epochs=epochs).start(problem)
     for epoch in range(run.epochs):
         now = epoch - 1  # of tuning
-        run.step(*next(problem.batches()))
+        run.step(*next(problem.data.batches()))
         run.end_epoch(epoch)
     assert seen == wanted
     assert all(each < 2 * epochs / 3 for each in seen)

@@ -41,6 +41,7 @@ output position, and is dear. It stores a^2 + b^2 numbers a layer besides the we
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor, nn
 
 from bayesify.core.batches import batch_size, to_device
@@ -59,6 +60,7 @@ from bayesify.methods.members.starts import starts
 from bayesify.numerics.layer_regression import LayerRegression
 from bayesify.posteriors.weight import WeightPosterior
 from bayesify.tracing.linear_maps import LinearMap, roles
+from bayesify.training.data import TrainingData
 from bayesify.training.method import Method, Pretrain
 from bayesify.training.problem import Problem
 from bayesify.weights.named import copied, weights_of
@@ -160,7 +162,7 @@ class BALI(LayerwiseOptions, Method):
         """Find the layers, look at the data once, and begin."""
         check_likelihood(problem.likelihood)
         check_precision(problem.model)
-        learnt = self._learnt(problem.model, problem.example)
+        learnt = self._learnt(problem.model, problem.data.example)
         weights, buffers = starts(problem, self.members, learnt.names)
         run = self._run(
             problem,
@@ -168,11 +170,11 @@ class BALI(LayerwiseOptions, Method):
             points={name: weights[name] for name in learnt.points},
             buffers=buffers,
         )
-        probe(run, problem.example)
+        probe(run, problem.data.example)
         if self.first_weights == "he":
             for layer in run.layers:
                 layer.draw_anew_(problem.generator)
-        self._see_data(run, problem.inputs())
+        self._see_data(run, problem.data.inputs())
         return run
 
     def resume(self, posterior: WeightPosterior, example: Inputs) -> LayerwiseRun:
@@ -191,11 +193,10 @@ class BALI(LayerwiseOptions, Method):
         problem = Problem(
             model=model,
             likelihood=clone(posterior.likelihood),
-            num_data=record.num_data,
-            steps_per_epoch=1,
-            example=example,
-            inputs=lambda: iter([example]),
-            batches=lambda: iter(()),
+            data=TrainingData.of(
+                lambda: iter([(example, torch.empty(batch_size(example)))]),
+                num_data=record.num_data,
+            ),
             readout=posterior.readout,
             vectorize=posterior.vectorize,
             generator=stream(record.seed, "resume"),
@@ -279,9 +280,9 @@ class BALI(LayerwiseOptions, Method):
             buffers=buffers,
             options=self,
             scales=self.scales(problem.likelihood),
-            num_data=problem.num_data,
-            steps_per_epoch=problem.steps_per_epoch,
-            epochs=max(self.epochs, -(-self.min_steps // problem.steps_per_epoch)),
+            num_data=problem.data.num_data,
+            steps_per_epoch=problem.data.steps_per_epoch,
+            epochs=max(self.epochs, -(-self.min_steps // problem.data.steps_per_epoch)),
             generator=problem.generator,
             vectorize=problem.vectorize,
             readout=problem.readout,

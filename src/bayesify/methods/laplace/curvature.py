@@ -243,8 +243,8 @@ class Curvature:
 
     def _give_(self) -> None:
         """Hand the sums, scaled to all N examples, to laplace-torch."""
-        share = self.problem.num_data / max(1, self.seen)
-        self.la.n_data = self.problem.num_data
+        share = self.problem.data.num_data / max(1, self.seen)
+        self.la.n_data = self.problem.data.num_data
         self.la.loss = share * self.loss.to(self.la.mean.device)
         if self.structure != "kron":
             self.la.H = share * self.sums

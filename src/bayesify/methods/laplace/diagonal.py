@@ -105,7 +105,7 @@ class LaplaceRun:
     def __init__(self, options: DiagonalLaplace, problem: Problem) -> None:
         self.options, self.problem = options, problem
         model = problem.model.eval().requires_grad_(False)
-        q = MeanField.around(model, where=options.where, example=problem.example)
+        q = MeanField.around(model, where=options.where, example=problem.data.example)
         self.loc = q.point()
         unit = magnitudes(self.loc) if options.prior_relative else dict.fromkeys(self.loc, 1.0)
         self.prior_scale = {name: options.prior_scale * each for name, each in unit.items()}
@@ -115,7 +115,7 @@ class LaplaceRun:
         }
         self.seen, self.nll = 0, 0.0
         self.factor = 1.0 if options.factor is None else options.factor
-        few = rows(problem.example, slice(2))
+        few = rows(problem.data.example, slice(2))
         self._squares(few, self._drawn(self._outputs(few)))  # says now if it cannot be done
 
     def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
@@ -155,7 +155,7 @@ class LaplaceRun:
         return self._posterior(self.factor)
 
     def _posterior(self, factor: float) -> WeightPosterior:
-        data = self.problem.num_data / max(1, self.seen)  # N F = N / n times the sum over n
+        data = self.problem.data.num_data / max(1, self.seen)  # N F = N / n times the sum over n
         scale = {
             name: factor * (data * each + self.prior_scale[name] ** -2).rsqrt()
             for name, each in self.squares.items()

@@ -84,7 +84,7 @@ def _calls(problem: Problem, names: list[str]) -> dict[str, int]:
         handles.append(layer.register_forward_hook(counting(name)))
     try:
         with torch.no_grad(), evaluating(problem.model):
-            call(problem.model, rows(problem.example, slice(1)))
+            call(problem.model, rows(problem.data.example, slice(1)))
     finally:
         for each in handles:
             each.remove()

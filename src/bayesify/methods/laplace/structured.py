@@ -120,8 +120,8 @@ class LaplaceRun:
     def __init__(self, options: Laplace, problem: Problem) -> None:
         self.options, self.problem = options, problem
         model = problem.model.eval().requires_grad_(False)
-        self.names = chosen(options.where, model, problem.example)
-        few = rows(problem.example, slice(2))
+        self.names = chosen(options.where, model, problem.data.example)
+        few = rows(problem.data.example, slice(2))
         self._curvature().add_(few, self._drawn(few))  # says now if it cannot be done
         self.curvature = self._curvature()
         self.linear = options.predictive == "sampled" or self._is_linear(few)

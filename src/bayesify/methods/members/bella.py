@@ -170,13 +170,13 @@ class Bella(Method):
 
     def start(self, problem: Problem) -> GradientRun:
         """Freeze the network and put members around it."""
-        heads = [] if self.heads is None else self.heads(problem.model, problem.example)
+        heads = [] if self.heads is None else self.heads(problem.model, problem.data.example)
         names = heads if self.fresh_heads else []
         drawn = fresh_weights(problem.model, names, self.members, problem.generator)
         held = held_modes(problem.model)
         model = problem.model.eval().requires_grad_(False)
         if self.recalibrate:
-            recalibrate_(model, problem.inputs())
+            recalibrate_(model, problem.data.inputs())
         q = LowRankParticles.around(
             model,
             where=self.where,
@@ -188,7 +188,7 @@ class Bella(Method):
             full=heads,
             vectors=self.vectors,
             buffers=statistics_of(model) if self.batch_norm == "moving" else (),
-            example=problem.example,
+            example=problem.data.example,
             generator=problem.generator,
         )
         _put_heads_(q, drawn, weights_of(model))

@@ -66,7 +66,7 @@ class FineTunedEnsemble(Method):
 
     def _fine_tuned(self, problem: Problem) -> Run:
         if self.heads is not None:
-            names = self.heads(problem.model, problem.example)
+            names = self.heads(problem.model, problem.data.example)
             drawn = fresh_weights(problem.model, names, 1, problem.generator)
             assign_(problem.model, {name: each[0] for name, each in drawn.items()})
         q = Particles.of_models([problem.model])

@@ -96,7 +96,7 @@ def train_members(
     else:
         optimiser = adam(groups, weight_decay=0.0 if objective.is_explicit else objective.share)
     return GradientRun(
-        objective, optimiser, epochs=training.epochs, steps_per_epoch=problem.steps_per_epoch
+        objective, optimiser, epochs=training.epochs, steps_per_epoch=problem.data.steps_per_epoch
     )
 
 
@@ -116,7 +116,7 @@ class MemberObjective(Objective):
         self.q, self.how = q, training
         self.learnt = [each for each in q.parameters() if each.requires_grad]
         self.in_weights = training.kernel not in (INDEPENDENT, "function")
-        self.share = 1 / (problem.num_data * training.prior_scale**2)
+        self.share = 1 / (problem.data.num_data * training.prior_scale**2)
         if training.kernel == "function":
             self.share /= q.size(1)  # as the direction is divided by M
         # whether the prior's gradient is added here, at the weights as they are, and not by Adam
@@ -128,8 +128,8 @@ class MemberObjective(Objective):
             for name, (index, row) in held_rows(problem.model, whole).items()
         ]
         self.chunk_size = default_chunk_size(
-            Footprint.of(problem.model, q, problem.example),
-            problem.example,
+            Footprint.of(problem.model, q, problem.data.example),
+            problem.data.example,
             next(q.parameters()).device,
             q.size(1),
         )
@@ -167,7 +167,7 @@ class MemberObjective(Objective):
         if self.in_weights:
             svgd_(
                 self.q,
-                num_data=self.problem.num_data,
+                num_data=self.problem.data.num_data,
                 temperature=self.how.temperature,
                 kernel=self.how.kernel,
             )
@@ -202,7 +202,7 @@ class MemberObjective(Objective):
     def _own_losses(self, inputs: Inputs, target: Tensor) -> Tensor:
         """The same, on the batch for the first member and one of its own for each other."""
         if not self.others:
-            self.others = [repeatedly(self.problem.batches) for _ in range(self.q.size(1) - 1)]
+            self.others = [repeatedly(self.problem.data.batches) for _ in range(self.q.size(1) - 1)]
         batches = [(inputs, target), *(next(each) for each in self.others)]
         if not self.compared:
             self.compared = True
@@ -225,7 +225,7 @@ class MemberObjective(Objective):
         ((direction,),) = svgd_direction(
             [DenseCoordinates(raw.detach())],
             [(slope,)],
-            repulsion=self.how.temperature / self.problem.num_data,
+            repulsion=self.how.temperature / self.problem.data.num_data,
         )
         moved = (raw * direction).sum()
         own = self._losses(raw.detach(), target).sum()
@@ -236,10 +236,10 @@ class MemberObjective(Objective):
         at_once = problem.vectorize and self.chunk_size >= q.size(1)
         if not self.how.cache_features and (self.how.own_batches or at_once):
             return None, None  # nothing is shared, or one call computes it once by itself
-        trunk = Trunk.of(problem.model, q.names, problem.example)
+        trunk = Trunk.of(problem.model, q.names, problem.data.example)
         if not self.how.cache_features:
             return None, trunk
-        if problem.augmented():
+        if problem.data.is_augmented():
             raise DataError(
                 "cache_features=True: expected training examples that are the same in every epoch, "
                 "but they change from one look to the next; switch off their random augmentation, "
@@ -253,7 +253,7 @@ class MemberObjective(Objective):
             )
         cache = FeatureCache(
             trunk,
-            num_data=problem.different or problem.num_data,
+            num_data=problem.data.different or problem.data.num_data,
             cache_limit=self.how.cache_limit,
             passes=q.size(1) if self.how.own_batches else 1,
         )
@@ -272,7 +272,7 @@ def repeatedly(passes: Callable[[], Iterator[T]]) -> Iterator[T]:
 
 def _warn_if_the_same(batches: list[tuple[Inputs, Tensor]], problem: Problem) -> None:
     """Members whose own batches are all the same hardly come to differ."""
-    if len(batches) < 2 or problem.steps_per_epoch < 2:
+    if len(batches) < 2 or problem.data.steps_per_epoch < 2:
         return
     first, *others = [[*tensors_of(x), y] for x, y in batches]
     for other in others:

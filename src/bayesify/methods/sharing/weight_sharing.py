@@ -296,7 +296,7 @@ def accumulated_gradient(problem: Problem, source: Source) -> Named:
         for name, each in source.loc.items()
     }
     one = Particles(means, {})  # a single member, at the means
-    for inputs, target in problem.batches():
+    for inputs, target in problem.data.batches():
         loss = member_losses(
             model, one, problem.likelihood, inputs, target, readout=problem.readout
         ).sum()

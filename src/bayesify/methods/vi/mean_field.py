@@ -118,7 +118,7 @@ class MeanFieldVI(Method):
             where=self.where,
             scale=self.initial_scale,
             relative=True,
-            example=problem.example,
+            example=problem.data.example,
         )
         temperature = self.temperature_for(problem.likelihood.task)
         objective = ELBO(problem, q, self.prior(q.point()), temperature=temperature)
@@ -166,7 +166,7 @@ class ELBO(Objective):
         super().__init__(problem)
         self.q, self.temperature = q, temperature
         self.prior = prior.to(next(problem.model.parameters()).device)
-        self.scopes = noise_scopes(problem.model, problem.example, q.names)
+        self.scopes = noise_scopes(problem.model, problem.data.example, q.names)
 
     def forward(self, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
         """The loss, the expected negative log likelihood, and the KL divergence in nats."""
@@ -177,7 +177,7 @@ class ELBO(Objective):
             self.prior,
             inputs,
             target,
-            num_data=self.problem.num_data,
+            num_data=self.problem.data.num_data,
             temperature=self.temperature,
             generator=self.problem.generator,
             scopes=self.scopes,
@@ -196,5 +196,5 @@ class ELBO(Objective):
             self,
             adam([*own, noise]),
             epochs=epochs,
-            steps_per_epoch=self.problem.steps_per_epoch,
+            steps_per_epoch=self.problem.data.steps_per_epoch,
         )
