@@ -264,7 +264,7 @@ def predictions(posterior: bayesify.Posterior, case: Case) -> list[Predictions]:
 def scaled_nll(judged: Predictions, other: Predictions) -> float:
     """NLL after one factor, the best for the `other` predictions of the same posterior."""
     if judged.task == "classification":
-        temperature = fit_temperature(other.log_probs, other.target)
+        temperature = fit_temperature(other.log_probs, other.target, prior_scale=math.inf)
         logits = judged.log_probs.double() / temperature
         return nn.functional.cross_entropy(logits, judged.target).item()
     squares = [
