@@ -19,7 +19,7 @@ from bayesify import (
 )
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.core.types import Named
-from bayesify.distributions.members import Members
+from bayesify.distributions.base import Members
 from bayesify.likelihoods import Categorical
 from bayesify.weights.low_rank import LowRankWeight
 from bayesify.weights.named import assign_, buffers_of

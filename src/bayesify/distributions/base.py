@@ -7,11 +7,13 @@ from typing import Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bayesify.core.errors import OptionError
 from bayesify.core.types import Draw, Named
+from bayesify.weights.named import copied
 from bayesify.weights.noise_scope import Scopes
+from bayesify.weights.store import Store
 
 Q = TypeVar("Q", bound="WeightDistribution")
 
@@ -107,6 +109,65 @@ class WeightDistribution(nn.Module, ABC):
         return self.weights(tree_map(lambda each: each[0], draw))
 
 
+class Located(WeightDistribution):
+    """Abstract: Gaussian marginals around a mean `loc`, in the weights' own coordinates.
+
+    Args:
+        loc: Means, in the shapes of the weights. Copied.
+    """
+
+    def __init__(self, loc: Named) -> None:
+        super().__init__()
+        self.loc = Store(copied(loc), trainable=True)
+
+    @property
+    @abstractmethod
+    def scale(self) -> Named:
+        """Standard deviations by name, in the shapes of the weights."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the random weights."""
+        return list(self.loc.named())
+
+    def weights(self, draw_one: Named) -> Named:
+        """A sample is in the weights' own coordinates already."""
+        return draw_one
+
+    def point(self) -> Named:
+        """The means."""
+        return {name: each.detach() for name, each in self.loc.named().items()}
+
+
+class Members(WeightDistribution):
+    """Abstract: M members of probability 1/M; a draw is all of them, whatever is asked for."""
+
+    @abstractmethod
+    def stacked(self) -> Draw:
+        """All members, a pytree with leading axis M that shares memory with the distribution."""
+
+    @abstractmethod
+    def with_buffers(self, buffers: Named) -> Self:
+        """The same members with these buffers (M, *shape) in the place of those they had."""
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Draw:
+        """All M members. `n` and `generator` do not matter."""
+        return self.stacked()
+
+    def size(self, n: int) -> int:
+        """M."""
+        return len(tree_leaves(self.stacked())[0])
+
+    def draws(
+        self, n: int, chunk_size: int, *, generator: torch.Generator | None = None
+    ) -> Iterator[Draw]:
+        """The members in slices; slices share memory, so that buffers are updated in place."""
+        everything = self.stacked()
+        for start in range(0, self.size(n), chunk_size):
+            stop = start + chunk_size
+            yield tree_map(lambda each, a=start, b=stop: each[a:b], everything)
+
+
 @runtime_checkable
 class Scalable(Protocol):
     """A distribution whose noise can be made wider or narrower as a whole."""
@@ -146,13 +207,3 @@ def learnt_as(old: Q, new: Q) -> Q:
     for each, before in zip(new.parameters(), old.parameters(), strict=True):
         each.requires_grad_(before.requires_grad)
     return new
-
-
-@runtime_checkable
-class Marginals(Protocol):
-    """A distribution with Gaussian marginals, whatever varies together."""
-
-    @property
-    def scale(self) -> Named:
-        """Standard deviations by name, in the shapes of the weights."""
-        ...

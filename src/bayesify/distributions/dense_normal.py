@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from bayesify.core.errors import LoadError, OptionError, ShapeError
 from bayesify.core.types import Named
-from bayesify.distributions.base import check_factor, learnt_as
-from bayesify.distributions.located import Located
+from bayesify.distributions.base import Located, check_factor, learnt_as
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.weights.named import count
 from bayesify.weights.store import part

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.types import Draw, Inputs, Named, Where
-from bayesify.distributions.members import Members
+from bayesify.distributions.base import Members
 from bayesify.numerics.kernels import Coordinates, DenseCoordinates, ProductCoordinates
 from bayesify.numerics.noise import single_or_better, standard_normal
 from bayesify.weights.held_rows import held_rows

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from bayesify.core.errors import OptionError, ShapeError
 from bayesify.core.types import Inputs, Named, Where
-from bayesify.distributions.base import check_factor, learnt_as
-from bayesify.distributions.located import Located
+from bayesify.distributions.base import Located, check_factor, learnt_as
 from bayesify.numerics.noise import standard_normal_rows
 from bayesify.weights.gaussian import gaussian_weights
 from bayesify.weights.named import weights_of

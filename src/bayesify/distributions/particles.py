@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bayesify.core.types import Named
-from bayesify.distributions.members import Members
+from bayesify.distributions.base import Members
 from bayesify.numerics.kernels import Coordinates, DenseCoordinates
 from bayesify.weights.named import buffers_of, copied, stacked, weights_of
 from bayesify.weights.store import Store, part

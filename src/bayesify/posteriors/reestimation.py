@@ -9,7 +9,7 @@ from bayesify.core.batches import split_batch, to_device
 from bayesify.core.modes import seeded
 from bayesify.core.streams import stream
 from bayesify.data.loading import Data, as_loader
-from bayesify.distributions.members import Members
+from bayesify.distributions.base import Members
 from bayesify.forward.batch_norm import averaging, batch_norms, statistics_of
 from bayesify.forward.outputs import outputs
 from bayesify.posteriors.weight import WeightPosterior

@@ -18,8 +18,7 @@ from bayesify.core.isolation import lock_of
 from bayesify.core.modes import evaluating
 from bayesify.core.streams import stream
 from bayesify.core.types import Inputs, Named, Readout
-from bayesify.distributions.base import WeightDistribution, check_one_network
-from bayesify.distributions.members import Members
+from bayesify.distributions.base import Members, WeightDistribution, check_one_network
 from bayesify.distributions.priors import Prior
 from bayesify.forward.chunking import Footprint, can_vectorize, default_chunk_size
 from bayesify.forward.outputs import outputs, read_tensor

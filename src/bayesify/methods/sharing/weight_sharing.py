@@ -33,7 +33,7 @@ from torch import Tensor
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.options import check_options, option, register
 from bayesify.core.types import Inputs, Named
-from bayesify.distributions.base import Marginals
+from bayesify.distributions.base import Located
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.distributions.particles import Particles
 from bayesify.distributions.shared.normal import LAWS, SharedNormal
@@ -233,11 +233,7 @@ class SharingRun:
 
     def _source_posterior(self) -> WeightPosterior:
         posterior = self._source_run.posterior()
-        if (
-            not isinstance(posterior, WeightPosterior)
-            or not isinstance(posterior.q, Marginals)
-            or isinstance(posterior.q, SharedNormal)
-        ):
+        if not isinstance(posterior, WeightPosterior) or not isinstance(posterior.q, Located):
             raise UnsupportedModelError(
                 f"WeightSharing(mean_field={type(self.method.mean_field).__name__}(...)): expected "
                 f"a method that fits a mean-field posterior, as DiagonalLaplace or MeanFieldVI, or "
@@ -248,7 +244,7 @@ class SharingRun:
     def _shared(self) -> tuple[Source, SharedNormal]:
         method, fitted = self.method, self._source_posterior()
         q = fitted.q
-        assert isinstance(q, Marginals)
+        assert isinstance(q, Located)
         self.problem = replace(self.problem, likelihood=fitted.likelihood)
         self.problem.model.eval().requires_grad_(False)
         self._is_independent = isinstance(q, MeanField)

@@ -1,6 +1,6 @@
 import torch
 
-from bayesify.distributions.located import Located
+from bayesify.distributions.base import Located
 
 
 class Certain(Located):
@@ -9,6 +9,10 @@ class Certain(Located):
     @classmethod
     def from_state(cls, state):
         return cls({name.removeprefix("loc."): each for name, each in state.items()})
+
+    @property
+    def scale(self):
+        return {name: torch.zeros_like(each) for name, each in self.loc.named().items()}
 
     def sample(self, n, *, generator=None):
         return {name: each.expand(n, *each.shape) for name, each in self.loc.named().items()}
