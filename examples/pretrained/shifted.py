@@ -3,7 +3,7 @@
     python examples/pretrained/shifted.py
 
 Digits stand for the source; blurred, noisy ones for the shifted domain, of which
-300 images are labelled. For the same on a published ResNet-20 see benchmarks/bella_shift.py.
+300 images are labelled. For the same on a published ResNet-20 see benchmarks/bella_shift/run.py.
 """
 
 import torch

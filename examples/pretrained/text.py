@@ -4,7 +4,7 @@
     python examples/pretrained/text.py [--data FILE]      # FILE: lines of label, tab, text
 
 Rank-4 members on the MLPs of all-MiniLM-L6-v2 (22.7 million weights), each with a head of its own.
-The same with numbers: benchmarks/bella_text.py.
+The same with numbers: benchmarks/bella_text/run.py.
 """
 
 import argparse

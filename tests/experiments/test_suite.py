@@ -133,10 +133,10 @@ def test_options_of_the_likelihood_are_kept_apart_from_those_of_the_method(write
     ]
 
 
-SUITES = Path(__file__).parents[2] / "benchmarks" / "suites"
+SUITES = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("path", sorted(SUITES.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(SUITES.rglob("*.toml")), ids=lambda path: path.stem)
 def test_the_suites_that_we_ship_can_be_read(path):
     assert read(path).methods
 

@@ -83,7 +83,7 @@ class MeanFieldVI(Method):
     )
 
     temperatures = ByTask(regression=1.0, classes=0.01)
-    """What a temperature of None stands for; chosen on validation data (benchmarks/defaults.md)."""
+    """What a temperature of None stands for; chosen on validation data (benchmarks/defaults)."""
 
     def __post_init__(self) -> None:
         check_options(self)
