@@ -133,6 +133,12 @@ def test_every_module_stands_in_a_room():
     assert {room_of(name) for name in MODULES} - {"__init__"} == set(FLOOR)
 
 
+def test_the_picture_of_the_tour_is_that_of_the_code():
+    code = [sys.executable, str(ROOT / "docs" / "tour.py")]
+    done = subprocess.run(code, capture_output=True, text=True, check=True)
+    assert done.stdout in (ROOT / "docs" / "tour.md").read_text()
+
+
 def test_no_room_looks_up():
     assert {(a, b) for a, b in arrows() if FLOOR[b] >= FLOOR[a]} == set()
 
