@@ -12,7 +12,6 @@ import bayesify
 from bayesify import (
     Bella,
     Categorical,
-    LinearisedPosterior,
     MeanField,
     Particles,
     WeightPosterior,
@@ -175,7 +174,7 @@ def test_buffers_of_modules_in_train_mode_move():
 THREADS, CALLS = 4, 12
 
 
-def fitted(method: bayesify.training.problem.Method, model: nn.Module) -> bayesify.Posterior:
+def fitted(method: bayesify.Method, model: nn.Module) -> bayesify.Posterior:
     x = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
     return bayesify.fit(model, (x, torch.arange(32) % 3), method)
 
@@ -189,7 +188,9 @@ POSTERIORS = {
     "looped": lambda: WeightPosterior(mlp(), members(mlp()), Categorical(), vectorize=False),
     "dropout": lambda: bayesify.DropoutPosterior(mlp(), Categorical()),
     "swag": lambda: fitted(bayesify.SWAG(epochs=2, pretrain=None), mlp()),
-    "linearised": lambda: LinearisedPosterior(mlp(), MeanField.around(mlp()), Categorical()),
+    "linearised": lambda: WeightPosterior(
+        mlp(), MeanField.around(mlp()), Categorical(), tangent=True
+    ),
     "bali": lambda: fitted(bayesify.BALI(pretrain=None, epochs=1, min_steps=1), mlp()),
     "shared": lambda: compressed(
         WeightPosterior(mlp(), MeanField.around(mlp(), where=bayesify.matrices), Categorical()),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bayesify.core.errors import DivergenceError
 from bayesify.core.types import Inputs
 from bayesify.forward.checkpointing import check_graph
-from bayesify.posteriors.weight import Posterior
+from bayesify.posteriors.base import Posterior
 
 
 class GradientRun:
