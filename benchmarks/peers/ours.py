@@ -9,7 +9,7 @@ from job import Job, Predict
 from plain_torch import DROPOUT, MEMBERS
 
 import bayesify
-from bayesify.posteriors.weight import Posterior
+from bayesify.posteriors.base import Posterior
 from bayesify.training.method import Method
 
 

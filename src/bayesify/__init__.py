@@ -68,13 +68,12 @@ if TYPE_CHECKING:
     from bayesify.methods.vi.last_layer import LastLayerVI
     from bayesify.methods.vi.mean_field import MeanFieldVI
     from bayesify.methods.vi.stf import STF
+    from bayesify.posteriors.base import FitRecord, Posterior
     from bayesify.posteriors.dropout import DropoutPosterior
-    from bayesify.posteriors.linearised import LinearisedPosterior
     from bayesify.posteriors.persistence import load, save
-    from bayesify.posteriors.probit import LinearisedProbitPosterior, ProbitPosterior
     from bayesify.posteriors.reestimation import recalibrated
     from bayesify.posteriors.scale import rescaled
-    from bayesify.posteriors.weight import FitRecord, Posterior, WeightPosterior
+    from bayesify.posteriors.weight import WeightPosterior
     from bayesify.training.callbacks import Callback
     from bayesify.training.cost import CostMeter
     from bayesify.training.fit import fit
@@ -133,13 +132,10 @@ _HOME = {
     "Run": "bayesify.training.method",
     "StreamRun": "bayesify.training.method",
     # posteriors and predictives
-    "Posterior": "bayesify.posteriors.weight",
+    "Posterior": "bayesify.posteriors.base",
     "WeightPosterior": "bayesify.posteriors.weight",
     "DropoutPosterior": "bayesify.posteriors.dropout",
-    "LinearisedPosterior": "bayesify.posteriors.linearised",
-    "FitRecord": "bayesify.posteriors.weight",
-    "ProbitPosterior": "bayesify.posteriors.probit",
-    "LinearisedProbitPosterior": "bayesify.posteriors.probit",
+    "FitRecord": "bayesify.posteriors.base",
     "Predictive": "bayesify.likelihoods.predictive",
     "ClassPredictive": "bayesify.likelihoods.predictive",
     "MultiLabelPredictive": "bayesify.likelihoods.predictive",

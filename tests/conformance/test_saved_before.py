@@ -15,6 +15,7 @@ import bayesify
 
 FOLDER = Path(__file__).parents[1] / "saved"
 ONE = bayesify.MAP(epochs=2, lr=0.01)
+DAMPED = ("laplace, kron", "laplace, diag, not linear")
 VI = {"pretrain": ONE, "temperature": 1.0, "epochs": 2}
 SOURCE = bayesify.DiagonalLaplace(pretrain=None, where=bayesify.matrices, factor=0.5)
 METHODS = {
@@ -74,7 +75,12 @@ def foretold(posterior: bayesify.Posterior) -> dict[str, torch.Tensor]:
 def test_a_folder_of_before_predicts_the_same(name):
     posterior = bayesify.load(FOLDER / name, net())
     before = load_file(FOLDER / name / "foretold.safetensors")
-    for key, now in foretold(posterior).items():  # to the bit where the processor is the same
+    found = foretold(posterior)
+    if name in DAMPED:  # their outputs were one damped row; it is beside the samples now
+        assert len(before["outputs"]) == 1
+        assert found.pop("outputs").shape == (4, 5, 3)
+        found["outputs"] = posterior.predict(data()[0][:5], num_samples=4).damped[None]
+    for key, now in found.items():  # to the bit where the processor is the same
         torch.testing.assert_close(now, before[key], rtol=1e-5, atol=1e-6)
 
 

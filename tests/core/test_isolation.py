@@ -12,7 +12,6 @@ import bayesify
 from bayesify import (
     Bella,
     Categorical,
-    LinearisedPosterior,
     MeanField,
     Particles,
     WeightPosterior,
@@ -189,7 +188,9 @@ POSTERIORS = {
     "looped": lambda: WeightPosterior(mlp(), members(mlp()), Categorical(), vectorize=False),
     "dropout": lambda: bayesify.DropoutPosterior(mlp(), Categorical()),
     "swag": lambda: fitted(bayesify.SWAG(epochs=2, pretrain=None), mlp()),
-    "linearised": lambda: LinearisedPosterior(mlp(), MeanField.around(mlp()), Categorical()),
+    "linearised": lambda: WeightPosterior(
+        mlp(), MeanField.around(mlp()), Categorical(), tangent=True
+    ),
     "bali": lambda: fitted(bayesify.BALI(pretrain=None, epochs=1, min_steps=1), mlp()),
     "shared": lambda: compressed(
         WeightPosterior(mlp(), MeanField.around(mlp(), where=bayesify.matrices), Categorical()),

@@ -9,7 +9,7 @@ from torch import nn
 from bayesify import STF, MeanField, WeightPosterior, fit, load, save
 from bayesify.core.streams import USES, salted, stream
 from bayesify.likelihoods import Gaussian
-from bayesify.posteriors.weight import FitRecord
+from bayesify.posteriors.base import FitRecord
 
 SIZE, SAMPLES = (64, 32), 8
 

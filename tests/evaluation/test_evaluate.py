@@ -154,7 +154,7 @@ def test_every_part_takes_a_posterior_of_the_users_own(digits):
 def test_what_cannot_be_followed_far_away_is_refused_before_anything_is_predicted(digits):
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     q, seen = bayesify.MeanField.around(net, scale=0.1), []
-    tangent = bayesify.LinearisedPosterior(net, q, bayesify.Categorical())
+    tangent = bayesify.WeightPosterior(net, q, bayesify.Categorical(), tangent=True)
     with pytest.raises(bayesify.UnsupportedModelError, match="whose network itself"):
         evaluate(tangent, digits.test, far_away=True, on_batch=seen.append)
     assert not seen

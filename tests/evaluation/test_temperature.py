@@ -34,6 +34,22 @@ def test_it_finds_how_much_too_large_the_logits_are(overconfident):
     assert torch.equal(after.probs.argmax(1), before.probs.argmax(1))
 
 
+def test_by_probit_it_is_the_damped_logits_that_are_scaled(overconfident):
+    narrow, data = overconfident
+    q = MeanField.around(narrow.model, scale=0.5)
+    posterior = WeightPosterior(narrow.model, q, Categorical(), average="probit")
+    scaled = temperature_scaled(posterior, data)
+    logits, t = posterior.predict(data[0]).damped, scaled.likelihood.logit_temperature
+    alone = WeightPosterior(narrow.model, Particles.of_models([narrow.model]), Categorical())
+    own = temperature_scaled(alone, data).likelihood.logit_temperature
+    assert 1 < t < own - 0.3  # some of the excess is damped already
+    torch.testing.assert_close(scaled.predict(data[0]).probs, (logits / t).softmax(1))
+    assert torch.equal(
+        scaled.predict(data[0]).mutual_information(),
+        posterior.predict(data[0]).mutual_information(),
+    )
+
+
 def test_logits_far_too_large_are_scaled_by_what_fits_their_exact_probabilities():
     """Probabilities below 1e-38 count in full: the truth is scipy's fit to the logits."""
     generator = torch.Generator().manual_seed(0)

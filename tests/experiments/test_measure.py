@@ -12,6 +12,7 @@ from bayesify.experiments.measure import (
     git_revision,
     quick_collection,
     release_memory,
+    samples_used,
     saved_bytes,
     shortened,
     warm_up,
@@ -100,3 +101,11 @@ def test_the_operations_of_a_prediction_grow_with_its_samples():
     posterior = bayesify.WeightPosterior(net, q, bayesify.Categorical())
     assert flops(posterior, x, num_samples=1) == 2 * 3 * 2
     assert flops(posterior, x, num_samples=8) == 8 * 2 * 3 * 2
+
+
+def test_the_price_of_a_posterior_by_probit_counts_the_samples_and_its_center():
+    net, x = nn.Linear(3, 2), torch.randn(1, 3)
+    q = bayesify.MeanField.around(net, scale=0.1)
+    posterior = bayesify.WeightPosterior(net, q, bayesify.Categorical(), average="probit")
+    assert samples_used(posterior, x, num_samples=16) == 16
+    assert flops(posterior, x, num_samples=8) == (8 + 1) * 2 * 3 * 2

@@ -68,13 +68,22 @@ def test_what_samples_have_in_common_is_what_comes_after_and_is_not_replaced():
     assert Footprint.of(net, MeanField.around(net, where=matching("1.weight")), x).common == 4 * 3
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The chunk sizes that a posterior passes on, which then gives no real outputs."""
+    seen = []
+
+    def outputs(*args: object, chunk_size: int, **how: object) -> torch.Tensor:
+        seen.append(chunk_size)
+        return torch.zeros(1, 1)
+
+    monkeypatch.setattr("bayesify.posteriors.weight.outputs", outputs)
+    return seen
+
+
 def test_a_posterior_runs_as_many_at_once_as_the_rule_says(monkeypatch: pytest.MonkeyPatch):
     model, x = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), torch.randn(5, 4)
     posterior = WeightPosterior(model, MeanField.around(model), Categorical())
-    seen = []
-    monkeypatch.setattr(
-        "bayesify.posteriors.weight.outputs", lambda *a, chunk_size, **k: seen.append(chunk_size)
-    )
+    seen = watched(monkeypatch)
     posterior.outputs(x)
     posterior.outputs(x, chunk_size=3)
     assert seen == [32, 3]  # next to no memory: all at once
@@ -85,10 +94,7 @@ def test_low_rank_members_around_a_wide_network_run_at_once_at_a_small_batch(
 ):
     monkeypatch.setattr(chunking, "CPU_BUDGET", 1)
     net = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), nn.Linear(256, 256), nn.Linear(256, 3))
-    seen = []
-    monkeypatch.setattr(
-        "bayesify.posteriors.weight.outputs", lambda *a, chunk_size, **k: seen.append(chunk_size)
-    )
+    seen = watched(monkeypatch)
     low_rank = LowRankParticles.around(net, members=5, rank=1)
     for q in (low_rank, MeanField.around(net)):
         WeightPosterior(net, q, Categorical()).outputs(torch.randn(2, 4))

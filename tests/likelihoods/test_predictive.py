@@ -318,3 +318,46 @@ def test_predictives_of_half_precision_are_those_of_its_numbers_in_double(dtype)
     for name, each in (wide.summary() | wide.scores(values)).items():
         got = (numbers.summary() | numbers.scores(values))[name]
         torch.testing.assert_close(got, each, rtol=1e-4, atol=1e-5, check_dtype=False)
+
+
+DAMPED = torch.randn(5, 4, generator=torch.Generator().manual_seed(2)).double()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_damped_logits_are_the_average_and_the_samples_what_they_were(temperature):
+    plain = ClassPredictive(LOGITS, temperature)
+    predictive = ClassPredictive(LOGITS, temperature, DAMPED)
+    probs, target = (DAMPED / temperature).softmax(1), torch.tensor([0, 3, 1, 2, 2])
+    truth = probs[torch.arange(5), target]
+    torch.testing.assert_close(predictive.probs, probs)
+    torch.testing.assert_close(predictive.log_prob(target), truth.log())
+    torch.testing.assert_close(predictive.log_odds(target), (truth / (1 - truth)).log())
+    torch.testing.assert_close(predictive.entropy(), D.Categorical(probs=probs).entropy())
+    for each in ("aleatoric", "mutual_information"):
+        assert torch.equal(getattr(predictive, each)(), getattr(plain, each)())
+    want = {
+        "probs": predictive.probs,
+        "entropy": predictive.entropy(),
+        "mutual_information": plain.mutual_information(),
+    }
+    assert all(torch.equal(each, want[name]) for name, each in predictive.summary().items())
+
+
+def test_damped_labels_are_the_average_and_the_samples_what_they_were():
+    plain, predictive = MultiLabelPredictive(LOGITS), MultiLabelPredictive(LOGITS, DAMPED)
+    labels, target = D.Bernoulli(logits=DAMPED), (DAMPED > 0.3).double()
+    torch.testing.assert_close(predictive.probs, labels.probs)
+    torch.testing.assert_close(predictive.log_prob(target), labels.log_prob(target).sum(-1))
+    torch.testing.assert_close(predictive.entropy(), labels.entropy().sum(-1))
+    for each in ("aleatoric", "mutual_information"):
+        assert torch.equal(getattr(predictive, each)(), getattr(plain, each)())
+    assert torch.equal(predictive.summary()["mutual_information"], plain.mutual_information())
+
+
+def test_a_class_predictive_is_cast_whole():
+    narrow = ClassPredictive(LOGITS.float(), 3.0, DAMPED.float())
+    wide = narrow.to(torch.float64)
+    assert wide.logits.dtype == wide.damped.dtype == torch.float64
+    assert wide.logit_temperature == 3.0
+    torch.testing.assert_close(wide.probs, narrow.probs.double())
+    assert ClassPredictive(LOGITS.float()).to(torch.float64).damped is None

@@ -203,7 +203,7 @@ def without(manifest: dict, *keys: str) -> dict:
 
 
 DAMAGES = {
-    "version 1": (lambda m: m | {"version": 1}, "has format version 1, this bayesify reads 4"),
+    "version 1": (lambda m: m | {"version": 1}, "has format version 1, this bayesify reads 5"),
     "no version": (lambda m: without(m, "version"), "has format version None"),
     "another format": (lambda m: m | {"format": "onnx"}, "is not the manifest of a bayesify"),
     "a list": (lambda m: [m], "is not the manifest of a bayesify"),
@@ -211,6 +211,9 @@ DAMAGES = {
     "no likelihood": (lambda m: without(m, "likelihood"), "damaged or changed .*'likelihood'"),
     "no files": (lambda m: without(m, "files"), "damaged or changed .*'files'"),
     "files of none": (lambda m: m | {"files": {}}, "whose `2.weight` is absent"),
+    "another kind": (lambda m: m | {"posterior": "Flow"}, "damaged or changed .*'Flow'"),
+    "another average": (lambda m: m | {"average": "mode"}, "damaged or changed .*'mode'"),
+    "no tangent": (lambda m: without(m, "tangent"), "damaged or changed .*'tangent'"),
     "an odd record": (lambda m: m | {"record": {"a": 1}}, "damaged or changed"),
     "another base": (lambda m: m | {"base_sha256": "0"}, "not the ones it was fitted around"),
 }
@@ -227,10 +230,27 @@ def test_a_damaged_manifest_is_refused(saved, name):
 
 def test_a_folder_of_a_version_before_is_read(saved):
     file = saved / "manifest.json"
-    manifest = without(json.loads(file.read_text()), "posterior") | {"version": 2, "dropout": False}
-    for version in (manifest, json.loads(file.read_text()) | {"version": 3}):
+    manifest = without(json.loads(file.read_text()), "tangent", "average")
+    before = without(manifest, "posterior") | {"version": 2, "dropout": False}
+    for version in (before, manifest | {"version": 3}, manifest | {"version": 4}):
         file.write_text(json.dumps(version))
-        assert type(load(saved, other())) is WeightPosterior
+        again = load(saved, other())
+        assert (type(again), again.tangent, again.average) == (WeightPosterior, False, "samples")
+
+
+@pytest.mark.parametrize("version", [3, 4])
+@pytest.mark.parametrize("average", ["samples", "probit"])
+@pytest.mark.parametrize("tangent", [False, True])
+def test_a_class_of_a_version_before_is_two_fields_now(saved, version, tangent, average):
+    file, now = saved / "manifest.json", load(saved, other())
+    name = "Linearised" * tangent + "Probit" * (average == "probit") or "Weight"
+    manifest = without(json.loads(file.read_text()), "tangent", "average")
+    manifest |= {"version": version, "posterior": f"{name}Posterior"}
+    file.write_text(json.dumps(manifest))
+    again, x = load(saved, other()), NETS["mlp"].inputs(5)
+    assert (again.tangent, again.average) == (tangent, average)
+    want = now.replaced(tangent=tangent, average=average)
+    assert torch.equal(again.predict(x).probs, want.predict(x).probs)
 
 
 def test_a_record_of_before_fits_said_how_they_start_is_read(saved):

@@ -20,8 +20,8 @@ from bayesify.experiments.measure import cost
 from bayesify.experiments.problems import usable_device
 from bayesify.experiments.results import Results
 from bayesify.methods import METHODS
+from bayesify.posteriors.base import Posterior
 from bayesify.posteriors.persistence import read_manifest
-from bayesify.posteriors.weight import Posterior
 from bayesify.training.fit import versions
 from bayesify.training.progress import BatchCounter
 

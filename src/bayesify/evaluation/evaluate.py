@@ -31,7 +31,8 @@ from bayesify.evaluation.privacy.membership import membership
 from bayesify.evaluation.robustness.attacks import InputBox
 from bayesify.evaluation.robustness.curves import Attacks, robustness
 from bayesify.evaluation.shift.severities import Corruptions, shift
-from bayesify.posteriors.weight import Posterior, WeightPosterior
+from bayesify.posteriors.base import Posterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.checks import check_labelled
 
 NOTES = {

@@ -12,7 +12,7 @@ from bayesify.data.loading import Data, as_loader
 from bayesify.evaluation.metrics.calibration import fit_temperature
 from bayesify.likelihoods import Categorical
 from bayesify.likelihoods.predictive import ClassPredictive
-from bayesify.posteriors.weight import Posterior
+from bayesify.posteriors.base import Posterior
 
 AnyPosterior = TypeVar("AnyPosterior", bound=Posterior)
 
@@ -48,7 +48,7 @@ def temperature_scaled(
     for batch in loader:
         inputs, labels = to_device(split_batch(batch), posterior.device)
         predictive = cast(ClassPredictive, posterior.predict(inputs, num_samples=num_samples))
-        plain = replace(predictive, logits=predictive.logits.double(), logit_temperature=1.0)
+        plain = replace(predictive.to(torch.float64), logit_temperature=1.0)
         exact = plain.log_probs  # (B, C, ...)
         log_probs.append(exact.movedim(1, -1).reshape(-1, exact.shape[1]).cpu())
         target.append(labels.reshape(-1).cpu())

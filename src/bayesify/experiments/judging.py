@@ -15,7 +15,7 @@ from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.predictions import OnBatch
 from bayesify.experiments.aspects import Aspects
 from bayesify.likelihoods import Likelihood
-from bayesify.posteriors.weight import Posterior
+from bayesify.posteriors.base import Posterior
 from bayesify.training.method import Method
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from bayesify.core.errors import BayesifyError, UnsupportedModelError
 from bayesify.data.loading import Data
 from bayesify.likelihoods import Likelihood
+from bayesify.posteriors.base import Posterior
 from bayesify.posteriors.persistence import disk_bytes, save
-from bayesify.posteriors.weight import Posterior
 from bayesify.training.cost import FlopCounter
 from bayesify.training.fit import fit
 from bayesify.training.method import Method
@@ -68,7 +68,7 @@ def flops(posterior: Posterior, example: Tensor, *, num_samples: int) -> int:
 def samples_used(posterior: Posterior, example: Tensor, *, num_samples: int) -> int:
     """How many weight samples a prediction really takes: a finite set of members has its own."""
     with torch.no_grad():
-        return len(posterior.sampled().outputs(example, num_samples=num_samples))
+        return len(posterior.outputs(example, num_samples=num_samples))
 
 
 @contextmanager

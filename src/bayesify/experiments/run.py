@@ -26,7 +26,7 @@ from bayesify.experiments.report.records import Record
 from bayesify.experiments.results import Results
 from bayesify.experiments.suite import Suite
 from bayesify.likelihoods import Likelihood
-from bayesify.posteriors.weight import Posterior
+from bayesify.posteriors.base import Posterior
 from bayesify.training.callbacks import Callback
 from bayesify.training.cost import CostMeter
 from bayesify.training.fit import fit, versions

@@ -6,8 +6,10 @@ tangent's) or `local_outputs` (training, with noise that differs by example), or
 `calling.py` does it, over many samples or examples at once, and never changed.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -146,6 +148,7 @@ def linearised_outputs(
         UnsupportedModelError: a layer has no derivative in forward mode, `torch.vmap` cannot run
             the model, or it is checkpointed.
     """
+    _prepare_forward_mode()
     center, given = q.point(), Fresh(inputs)
 
     def at(weights: Named) -> Tensor:
@@ -171,6 +174,14 @@ def linearised_outputs(
             f"{type(model).__name__} cannot be linearised: {str(error).splitlines()[0]} Sample its "
             f"weights (a WeightPosterior; predictive='sampled'), or vary later layers' alone."
         ) from error
+
+
+@cache
+def _prepare_forward_mode() -> None:
+    """At the first use torch compiles formulas by a function that it has deprecated, and warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jvp(torch.sin, (torch.zeros(()),), (torch.zeros(()),))
 
 
 def local_outputs(

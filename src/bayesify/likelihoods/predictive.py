@@ -7,14 +7,17 @@ Definitions, once for the whole library, computed in float32 at least. With S we
     aleatoric            1/S sum_s H[p(y|x, w_s)]                        expected entropy
     mutual information   entropy - aleatoric >= 0                        epistemic (BALD)
 
+Class probabilities may be averaged otherwise, by logits `damped` that are given beside the samples
+(the probit rule of `posteriors/weight.py`): then these are of the predictive, and so of its
+log_prob and entropy, while the aleatoric part and mutual information stay those of the samples.
 For regression the same split is made with variances: variance = aleatoric + epistemic.
 Source of the split: Depeweg et al. 2018, arXiv 1710.07283, eqs. 1-3.
 """
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
@@ -66,6 +69,8 @@ class ClassPredictive(Predictive):
         logit_temperature: Divides the log of the *averaged* probabilities before they are
             normalised again (temperature scaling, Guo et al. 2017, arXiv 1706.04599, pooled
             before it is calibrated). 1 leaves the predictive as it is.
+        damped: (B, C, ...), logits whose softmax stands for the average over samples; None: the
+            mean of probabilities.
 
     Example:
         >>> predictive = ClassPredictive(torch.tensor([[[9.0, -9.0]], [[-9.0, 9.0]]]))
@@ -77,17 +82,24 @@ class ClassPredictive(Predictive):
 
     logits: Float[Tensor, "samples batch classes *positions"]
     logit_temperature: float = 1.0
+    damped: Float[Tensor, "batch classes *positions"] | None = None
     task: ClassVar[str] = "classification"
 
     @property
     def log_probs(self) -> Float[Tensor, "batch classes *positions"]:
         """Log of the averaged probabilities."""
-        return self._tempered(mixture_log_prob(log_softmax(self.logits, 2)))
+        mixed = _mixed(self.logits, self.damped)
+        return self._tempered(mixture_log_prob(log_softmax(mixed, 2)))
 
     @property
     def probs(self) -> Float[Tensor, "batch classes *positions"]:
-        """Mean over samples of softmax, never softmax of the mean."""
+        """Mean over samples of softmax, never softmax of the mean; softmax of what is `damped`."""
         return self.log_probs.exp()
+
+    def to(self, *where: Any) -> Self:
+        """With its tensors moved or cast; arguments as of `torch.Tensor.to`."""
+        damped = None if self.damped is None else self.damped.to(*where)
+        return replace(self, logits=self.logits.to(*where), damped=damped)
 
     def log_prob(
         self, target: Integer[Tensor, "batch *positions"] | Bool[Tensor, "batch *positions"]
@@ -114,15 +126,17 @@ class ClassPredictive(Predictive):
     def mutual_information(self) -> Float[Tensor, "batch *positions"]:
         """Mutual information of y and the weights, nats: what more data could remove.
 
-        Computed before any `logit_temperature`, which is no statement about the weights. Exactly 0
-        for a single sample, where rounding would leave a difference.
+        Of the samples, whatever is `damped` and before any `logit_temperature`, neither of which is
+        a statement about the weights. Exactly 0 for a single sample, where rounding would leave a
+        difference.
         """
         return _mutual_information(log_softmax(self.logits, 2))
 
     def summary(self) -> Named:
         """`probs` (B, C, ...), `entropy` and `mutual_information` (B, ...)."""
         each = log_softmax(self.logits, 2)
-        log_probs = self._tempered(mixture_log_prob(each))
+        pooled = self._tempered(mixture_log_prob(each))
+        log_probs = pooled if self.damped is None else self.log_probs
         return {
             "probs": log_probs.exp(),
             "entropy": entropy(log_probs, 1),
@@ -135,6 +149,11 @@ class ClassPredictive(Predictive):
         if self.logit_temperature == 1.0:
             return pooled
         return log_softmax(pooled / self.logit_temperature, 1)
+
+
+def _mixed(logits: Tensor, damped: Tensor | None) -> Tensor:
+    """What p(y|x) is a mixture of: the logits of all samples, or one row of damped ones."""
+    return logits if damped is None else damped[None]
 
 
 def _mutual_information(log_probs: Float[Tensor, "samples batch classes ..."]) -> Tensor:
@@ -150,6 +169,8 @@ class MultiLabelPredictive(Predictive):
 
     Args:
         logits: (S, B, L), one per label.
+        damped: (B, L), logits whose sigmoid stands for the average over samples; None: the mean of
+            probabilities.
 
     Example:
         >>> MultiLabelPredictive(torch.zeros(4, 1, 2)).probs.tolist()
@@ -157,16 +178,18 @@ class MultiLabelPredictive(Predictive):
     """
 
     logits: Float[Tensor, "samples batch labels"]
+    damped: Float[Tensor, "batch labels"] | None = None
     task: ClassVar[str] = "multilabel"
 
     @property
     def probs(self) -> Float[Tensor, "batch labels"]:
-        """Mean over samples of the probability that each label is on."""
-        return torch.sigmoid(self.logits).mean(0)
+        """Mean over samples of the probability that each label is on, or that by `damped`."""
+        return torch.sigmoid(_mixed(self.logits, self.damped)).mean(0)
 
     def log_prob(self, target: Shaped[Tensor, "batch labels"]) -> Float[Tensor, " batch"]:
         """Joint log probability of all labels of an example, nats."""
-        signed = torch.where(target > 0.5, self.logits, -self.logits)
+        mixed = _mixed(self.logits, self.damped)
+        signed = torch.where(target > 0.5, mixed, -mixed)
         return mixture_log_prob(F.logsigmoid(signed).sum(-1))
 
     def entropy(self) -> Float[Tensor, " batch"]:
@@ -178,10 +201,14 @@ class MultiLabelPredictive(Predictive):
         return _binary_entropy(torch.sigmoid(self.logits)).mean(0).sum(-1)
 
     def mutual_information(self) -> Float[Tensor, " batch"]:
-        """Sum over labels of the mutual information of the label and the weights, nats."""
+        """Sum over labels of the mutual information of the label and the weights, nats.
+
+        Of the samples, whatever is `damped`.
+        """
         if len(self.logits) == 1:
             return torch.zeros_like(self.logits[0, :, 0])
-        return (self.entropy() - self.aleatoric()).clamp_min(0)
+        total = _binary_entropy(torch.sigmoid(self.logits).mean(0)).sum(-1)
+        return (total - self.aleatoric()).clamp_min(0)
 
     def summary(self) -> Named:
         """`probs` (B, L), `entropy` and `mutual_information` (B,)."""

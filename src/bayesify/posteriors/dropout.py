@@ -37,7 +37,8 @@ from bayesify.distributions.particles import Particles
 from bayesify.forward.checkpointing import no_checkpointing
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood
-from bayesify.posteriors.weight import FitRecord, Posterior, WeightPosterior, check_samples
+from bayesify.posteriors.base import FitRecord, Posterior, check_samples
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.tracing.trace import call
 from bayesify.weights.named import assign_, buffers_of, copied, count, weights_of
 

@@ -27,29 +27,36 @@ from bayesify.distributions import DISTRIBUTIONS
 from bayesify.distributions.priors import NormalPrior
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import LIKELIHOODS
+from bayesify.posteriors.base import FitRecord, Posterior
 from bayesify.posteriors.dropout import DropoutPosterior
-from bayesify.posteriors.linearised import LinearisedPosterior
-from bayesify.posteriors.probit import LinearisedProbitPosterior, ProbitPosterior
-from bayesify.posteriors.weight import FitRecord, Posterior, WeightPosterior
+from bayesify.posteriors.weight import AVERAGES, WeightPosterior
 from bayesify.weights.held_rows import clear_held_rows_
 from bayesify.weights.named import assign_, buffers_of, digest, weights_of
 
 FORMAT = "bayesify posterior"
-FORMAT_VERSION = 4
-READ = (2, 3, FORMAT_VERSION)
+FORMAT_VERSION = 5
+READ = (2, 3, 4, FORMAT_VERSION)
 """Version 2 said `dropout` where 3 names the posterior. The files of 3 are those of 4, but whoever
-wrote them predicted with other weight samples, the same for all seeds; q is what it was."""
+wrote them predicted with other weight samples, the same for all seeds; q is what it was. Version 5
+has `tangent` and `average` where 4 named a class; who reads 4 alone would pass them by."""
 
 MANIFEST = "manifest.json"
 PARTS = ("q", "base", "likelihood", "prior")
 
 KINDS: dict[type, tuple[Callable[[Any], WeightPosterior], Callable[[WeightPosterior], Any]]] = {
-    kind: (lambda each: each, kind.around)
-    for kind in (WeightPosterior, LinearisedPosterior, ProbitPosterior, LinearisedProbitPosterior)
-} | {
+    WeightPosterior: (lambda each: each, lambda each: each),
     DropoutPosterior: (DropoutPosterior.without_dropout, DropoutPosterior.around),
 }
 """What can be saved: how it becomes a plain distribution over weights, and again what it was."""
+
+OLD = {
+    "WeightPosterior": ("WeightPosterior", False, "samples"),
+    "LinearisedPosterior": ("WeightPosterior", True, "samples"),
+    "ProbitPosterior": ("WeightPosterior", False, "probit"),
+    "LinearisedProbitPosterior": ("WeightPosterior", True, "probit"),
+    "DropoutPosterior": ("DropoutPosterior", False, "samples"),
+}
+"""Classes of versions 3 and 4, by their class, `tangent` and `average` now."""
 
 
 def save(
@@ -127,15 +134,26 @@ def load(
     folder = Path(path)
     manifest = read_manifest(folder)
     try:
+        manifest = _of_today(manifest)
         rebuild = {kind.__name__: around for kind, (_, around) in KINDS.items()}
-        old = ("WeightPosterior", "DropoutPosterior")[manifest.get("dropout", False)]
-        return rebuild[manifest.get("posterior", old)](_rebuilt(folder, manifest, model, readout))
+        return rebuild[manifest["posterior"]](_rebuilt(folder, manifest, model, readout))
     except BayesifyError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise LoadError(
             f"{folder / MANIFEST} is damaged or changed ({error!r}); save the posterior again."
         ) from error
+
+
+def _of_today(manifest: dict[str, Any]) -> dict[str, Any]:
+    """With the entries of an older version as they would be written now."""
+    if manifest["version"] == FORMAT_VERSION:
+        if manifest["average"] not in AVERAGES:
+            raise ValueError(manifest["average"])
+        return manifest
+    default = "DropoutPosterior" if manifest.get("dropout") else "WeightPosterior"
+    kind, tangent, average = OLD[manifest.get("posterior", default)]
+    return manifest | {"posterior": kind, "tangent": tangent, "average": average}
 
 
 def _rebuilt(
@@ -156,6 +174,8 @@ def _rebuilt(
         readout=readout or read_tensor,
         vectorize=manifest["vectorize"],
         record=FitRecord(**manifest["record"]) if manifest["record"] else None,
+        tangent=manifest["tangent"],
+        average=manifest["average"],
     )
     if prior := manifest.get("prior"):
         posterior.prior = NormalPrior(prior["scale"], loc=parts["prior"]).to(device)
@@ -257,6 +277,8 @@ def _manifest(
             "options": posterior.likelihood.options(),
         },
         "vectorize": posterior.vectorize,
+        "tangent": posterior.tangent,
+        "average": posterior.average,
         "custom_readout": posterior.readout is not read_tensor,
         "model": {
             "class": type(posterior.model).__name__,

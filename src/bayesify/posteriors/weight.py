@@ -1,11 +1,31 @@
-"""A fitted distribution with its model and likelihood: what `fit` returns."""
+"""A fitted distribution over weights with its model and likelihood: what `fit` returns.
+
+Two questions are asked of it. Whose outputs: of the network, or with `tangent` of its tangent,
+
+    f_lin(x, w) = f(x, w*) + J(x) (w - w*),    J = df / dw at w*,    w ~ q,    w* = q.point()
+
+Source: Khan et al. 2019, arXiv 1906.01930; Immer et al. 2021, arXiv 2008.08216 (the "GLM
+predictive"). Curvature of the linearised network belongs to the linearised network: weights drawn
+by it can be far off in the network itself, where that is not linear. For a Gaussian q the outputs
+are Gaussian, with the covariance J cov(w) J^T; their samples go through the likelihood as any
+others, and nothing is approximated but the average. J is never formed. A sample costs one product
+with it, forward in one pass beside the network's own (`torch.func.jvp`), so 2 to 3 forward passes
+whatever the number of outputs.
+
+And how samples are averaged: over "samples", p(y | x) = 1/S sum_s p(y | x, w_s), or for classes by
+"probit", whose logits are m / sqrt(1 + pi v / 8) of `numerics/probit.py` with m = f(x, w*). Here v
+is the mean square of the samples' deviations from m, so S decides how well it is known (to a
+quarter at S = 32). Right where outputs are linear in the random weights, or linearised; elsewhere m
+is not their mean. It costs one more pass of the network, for m. What the weights disagree on,
+mutual information, is of the S samples under either; so are certificates and far-away limits, which
+are of the weights' law.
+"""
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -13,152 +33,32 @@ from torch import Tensor, nn
 
 from bayesify.core.batches import tensors_of, to_device
 from bayesify.core.clones import values_left
-from bayesify.core.errors import OptionError
+from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.isolation import lock_of
 from bayesify.core.modes import evaluating
-from bayesify.core.streams import stream
 from bayesify.core.types import Inputs, Named, Readout
 from bayesify.distributions.base import Members, WeightDistribution, check_one_network
 from bayesify.distributions.priors import Prior
+from bayesify.forward.calling import call_at
 from bayesify.forward.chunking import Footprint, can_vectorize, default_chunk_size
-from bayesify.forward.outputs import outputs, read_tensor
+from bayesify.forward.outputs import linearised_outputs, outputs, read_tensor
 from bayesify.forward.trunk import Trunk
 from bayesify.likelihoods import Likelihood
-from bayesify.likelihoods.predictive import Predictive
+from bayesify.likelihoods.predictive import ClassPredictive, MultiLabelPredictive, Predictive
+from bayesify.numerics.noise import widened
+from bayesify.numerics.probit import damped
+from bayesify.posteriors.base import FitRecord, Posterior, check_samples
 from bayesify.weights.held_rows import held_rows
 from bayesify.weights.named import buffers_of, count, weights_of
 
+AVERAGES = ("samples", "probit")
+"""How samples are averaged into a predictive."""
 
-@dataclass(frozen=True)
-class FitRecord:
-    """How a posterior came to be.
-
-    Attributes:
-        options: The method's options, as JSON.
-        seed: The seed of the fit.
-        num_data: Training examples N.
-        history: One dictionary an epoch: `phase`, `epoch`, `loss` and what the method logs.
-        seconds: Wall-clock time of the whole fit, pretraining included.
-        seconds_per_epoch: Of the method's own epochs.
-        seconds_per_step: Of a step in them.
-        flops_per_step: Floating-point operations of the first of these steps, by torch's counter
-            (products of matrices, convolutions and attention, two for each multiply-add).
-        peak_memory_bytes: See `CostMeter`; the fit's own copy of the network counts.
-        versions: Of bayesify, torch and Python.
-        certifying: The examples that network and prior never saw, as `CertifyingPart.to_json`;
-            None when nothing was kept from them.
-        start: Whether the network was trained first and why, and which examples the likelihood's
-            noise began at, as `Start.to_json` of `training/starting.py`; None in older records.
-    """
-
-    options: dict[str, Any]
-    seed: int
-    num_data: int
-    history: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    seconds_per_epoch: float = 0.0
-    seconds_per_step: float = 0.0
-    flops_per_step: int | None = None
-    peak_memory_bytes: int | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    certifying: dict[str, Any] | None = None
-    start: dict[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
+OF_LOGITS = ("classification", "multilabel")
+"""Tasks whose outputs can be damped."""
 
 
-class Posterior(ABC):
-    """What can be asked for predictions with uncertainty."""
-
-    likelihood: Likelihood
-    record: FitRecord | None
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Where it computes."""
-
-    @abstractmethod
-    def outputs(
-        self,
-        x: Inputs,
-        *,
-        num_samples: int = 32,
-        generator: torch.Generator | None = None,
-        chunk_size: int | None = None,
-    ) -> Float[Tensor, "samples batch ..."]:
-        """What the network returns under each weight sample; differentiable in x.
-
-        Args:
-            x: A tensor, positional arguments or keyword arguments, with batch axis B.
-            num_samples: S. A finite set of members gives all M whatever S is; a rule that needs
-                the samples' variance only (`bayesify.ProbitPosterior`) gives one.
-            generator: Source of the weight samples. None for the posterior's own fixed ones,
-                which the seed of its fit decides: the same for every call, so that predictions
-                are a function of x and do not depend on how data are cut into batches.
-            chunk_size: Samples run at once; None for as many as the cache or the accelerator
-                takes (`default_chunk_size`). It changes speed and memory, not the result.
-        """
-
-    @abstractmethod
-    def point(self) -> Named:
-        """The single best setting of the weights, for a method that goes on from there."""
-
-    def stream(self) -> torch.Generator:
-        """Where its own weight samples come from, at the start: that of its fit's seed, or of 0."""
-        return stream(self.record.seed if self.record else 0, "predict")
-
-    def sampled(self) -> "Posterior":
-        """The kind that has one output for each weight sample: itself, for most."""
-        return self
-
-    def tally(self) -> dict[str, int]:
-        """What there is to count in the structure of its weights, by name; nothing for most."""
-        return {}
-
-    @property
-    @abstractmethod
-    def trainable_parameters(self) -> int:
-        """How many numbers were learnt by the method itself."""
-
-    @property
-    @abstractmethod
-    def stored_parameters(self) -> int:
-        """How many numbers a saved posterior holds."""
-
-    @property
-    def member_parameters(self) -> int:
-        """How many numbers one more weight sample would add to what is stored.
-
-        0 where samples are drawn from a law; a network's worth, or its adapters, for members.
-        """
-        return 0
-
-    def predict(
-        self,
-        x: Inputs,
-        *,
-        num_samples: int = 32,
-        generator: torch.Generator | None = None,
-        chunk_size: int | None = None,
-    ) -> Predictive:
-        """The distribution of y given x, averaged over weight samples. Arguments as `outputs`."""
-        with torch.no_grad():
-            raw = self.outputs(
-                x, num_samples=num_samples, generator=generator, chunk_size=chunk_size
-            )
-            return self.likelihood.predictive(raw)
-
-
-def check_samples(num_samples: int, chunk_size: int | None) -> None:
-    """Raise `OptionError` unless there is at least one sample, and one at a time."""
-    for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
-        if value is not None and value < 1:
-            raise OptionError(f"{name}={value}: expected at least 1.")
-
-
+@final
 class WeightPosterior(Posterior):
     """A distribution over weights, put into a model that is not changed by it.
 
@@ -171,6 +71,14 @@ class WeightPosterior(Posterior):
         record: How it was fitted.
         prior: What q was fitted under; None where there was none, or it is not known. It is saved
             only with a record of examples that certify, since it is as large as q.
+        tangent: Whether outputs are of the network's tangent at q's point, or of the network.
+        average: How samples are averaged into a predictive: "samples" or, for classes, "probit".
+
+    Raises:
+        OptionError: another `average`; or q is made of several networks, each trained for itself,
+            which have neither a tangent nor a mean in common.
+        UnsupportedModelError: a tangent with a q that sets buffers, such as members' batch norm
+            statistics; or a likelihood of numbers by probit, whose average needs no approximation.
 
     Example:
         >>> from bayesify.distributions import MeanField
@@ -179,6 +87,9 @@ class WeightPosterior(Posterior):
         >>> posterior = WeightPosterior(net, MeanField.around(net, scale=0.1), Categorical())
         >>> posterior.predict(torch.zeros(2, 4)).probs.shape
         torch.Size([2, 3])
+        >>> posterior.replaced(tangent=True, average="probit")
+        WeightPosterior(Linear, MeanField over 2 tensors, Categorical, tangent, by probit, samples
+        at once)
     """
 
     def __init__(
@@ -191,7 +102,10 @@ class WeightPosterior(Posterior):
         vectorize: bool | None = None,
         record: FitRecord | None = None,
         prior: Prior | None = None,
+        tangent: bool = False,
+        average: str = "samples",
     ) -> None:
+        _check_seen(model, q, likelihood, tangent, average)
         self.model = model
         self.q = q
         q.attach_(weights_of(model))
@@ -200,6 +114,8 @@ class WeightPosterior(Posterior):
         self.vectorize = can_vectorize(model) if vectorize is None else vectorize
         self.record = record
         self.prior = prior
+        self.tangent = tangent
+        self.average = average
         self._footprints: dict[Any, Footprint] = {}
         self._trunks: dict[Any, Trunk | None] = {}
 
@@ -215,23 +131,47 @@ class WeightPosterior(Posterior):
         num_samples: int = 32,
         generator: torch.Generator | None = None,
         chunk_size: int | None = None,
-    ) -> Tensor:
-        """See `Posterior.outputs`."""
+    ) -> Float[Tensor, "samples batch ..."]:
+        """See `Posterior.outputs`.
+
+        Raises:
+            UnsupportedModelError: of a tangent, where a layer has no derivative in forward mode
+                (nn.LSTM has none).
+        """
         check_samples(num_samples, chunk_size)
         x = to_device(x, self.device)
         chunk_size = chunk_size or self._chunk_size(x, num_samples)
+        how: dict[str, Any] = {
+            "generator": generator or self.stream(),
+            "chunk_size": chunk_size,
+            "vectorize": self.vectorize,
+            "readout": self.readout,
+        }
         with evaluating(self.model):
-            return outputs(
-                self.model,
-                self.q,
-                x,
-                num_samples,
-                generator=generator or self.stream(),
-                chunk_size=chunk_size,
-                vectorize=self.vectorize,
-                readout=self.readout,
-                within=self._within(x, self.q.size(num_samples), chunk_size),
+            if self.tangent:
+                return linearised_outputs(self.model, self.q, x, num_samples, **how)
+            how["within"] = self._within(x, self.q.size(num_samples), chunk_size)
+            return outputs(self.model, self.q, x, num_samples, **how)
+
+    def predictive(self, x: Inputs, outputs: Float[Tensor, "samples batch ..."]) -> Predictive:
+        """See `Posterior.predictive`; by probit it costs a pass of the network at its point."""
+        predictive = super().predictive(x, outputs)
+        if self.average == "samples":
+            return predictive
+        if not isinstance(predictive, ClassPredictive | MultiLabelPredictive):
+            raise UnsupportedModelError(
+                f"WeightPosterior(average='probit') damps logits: expected a predictive that holds "
+                f"them, got {type(predictive).__name__}; take average='samples'."
             )
+        with evaluating(self.model):
+            at = to_device(x, self.device)
+            mean = widened(call_at(self.model, self.q.point(), at, self.readout))
+        variance = (predictive.logits - mean).square().mean(0)
+        return replace(predictive, damped=damped(mean, variance))
+
+    def sampled(self) -> "WeightPosterior":
+        """The same with its samples averaged; itself, where they are."""
+        return self if self.average == "samples" else self.replaced(average="samples")
 
     def tally(self) -> dict[str, int]:
         """That of q."""
@@ -243,7 +183,7 @@ class WeightPosterior(Posterior):
         Raises:
             OptionError: it is that of several networks, each trained for itself, and no network.
         """
-        check_one_network(self.q, f"{type(self).__name__}.point")
+        check_one_network(self.q, "WeightPosterior.point")
         return self.q.point()
 
     @property
@@ -276,31 +216,28 @@ class WeightPosterior(Posterior):
         everything = weights_of(self.model) | buffers_of(self.model)
         return {name: each for name, each in everything.items() if name not in covered}
 
-    def replaced(self, q: WeightDistribution) -> Self:
-        """The same with another distribution over the weights; the other parts are shared.
+    def replaced(
+        self,
+        q: WeightDistribution | None = None,
+        *,
+        tangent: bool | None = None,
+        average: str | None = None,
+    ) -> "WeightPosterior":
+        """The same with another distribution over the weights, or seen otherwise; None: as it is.
 
-        The prior is not: it was that of the old one.
+        All other parts are shared, but the prior is not with another distribution: it was that of
+        the old one.
         """
-        return type(self)(
+        return WeightPosterior(
             self.model,
-            q,
+            self.q if q is None else q,
             self.likelihood,
             readout=self.readout,
             vectorize=self.vectorize,
             record=self.record,
-        )
-
-    @classmethod
-    def around(cls, posterior: "WeightPosterior") -> Self:
-        """The same model, distribution and likelihood, seen as this kind; all parts are shared."""
-        return cls(
-            posterior.model,
-            posterior.q,
-            posterior.likelihood,
-            readout=posterior.readout,
-            vectorize=posterior.vectorize,
-            record=posterior.record,
-            prior=posterior.prior,
+            prior=self.prior if q is None else None,
+            tangent=self.tangent if tangent is None else tangent,
+            average=self.average if average is None else average,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeightPosterior":
@@ -313,10 +250,11 @@ class WeightPosterior(Posterior):
         return again
 
     def __repr__(self) -> str:
-        how = "at once" if self.vectorize else "one by one"
+        seen = ["tangent"] * self.tangent + ["by probit"] * (self.average == "probit")
+        how = [*seen, "samples at once" if self.vectorize else "samples one by one"]
         return (
-            f"{type(self).__name__}({type(self.model).__name__}, {type(self.q).__name__} over "
-            f"{len(self.q.names)} tensors, {type(self.likelihood).__name__}, samples {how})"
+            f"WeightPosterior({type(self.model).__name__}, {type(self.q).__name__} over "
+            f"{len(self.q.names)} tensors, {type(self.likelihood).__name__}, {', '.join(how)})"
         )
 
     def _chunk_size(self, x: Inputs, num_samples: int) -> int:
@@ -340,3 +278,26 @@ class WeightPosterior(Posterior):
             self._trunks[shapes] = Trunk.of(self.model, self.q.names, x)
         trunk = self._trunks[shapes]
         return nullcontext if trunk is None else trunk.shared(x)
+
+
+def _check_seen(
+    model: nn.Module, q: WeightDistribution, likelihood: Likelihood, tangent: bool, average: str
+) -> None:
+    """Raise unless a posterior of these can be seen so; see `WeightPosterior`."""
+    if average not in AVERAGES:
+        raise OptionError(f"average={average!r}: expected one of {', '.join(AVERAGES)}.")
+    if tangent:
+        check_one_network(q, "WeightPosterior(tangent=True)")
+        if held := sorted(set(q.names) & set(buffers_of(model))):
+            raise UnsupportedModelError(
+                f"WeightPosterior(tangent=True): expected a distribution over weights, got a "
+                f"{type(q).__name__} that sets the buffers {', '.join(held)} too, in which nothing "
+                f"is linearised; take tangent=False."
+            )
+    if average == "probit":
+        check_one_network(q, "WeightPosterior(average='probit')")
+        if likelihood.task not in OF_LOGITS:
+            raise UnsupportedModelError(
+                f"WeightPosterior(average='probit') damps logits: expected a likelihood of "
+                f"classes, got {type(likelihood).__name__}; take average='samples'."
+            )

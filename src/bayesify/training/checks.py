@@ -17,7 +17,7 @@ from bayesify.core.modes import evaluating
 from bayesify.core.types import Inputs, Readout
 from bayesify.forward.trunk import TOLERANCE, close
 from bayesify.likelihoods import Likelihood
-from bayesify.posteriors.weight import Posterior
+from bayesify.posteriors.base import Posterior
 from bayesify.tracing.trace import call
 from bayesify.training.single_examples import Lengths, check_examples
 

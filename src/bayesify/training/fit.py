@@ -25,7 +25,8 @@ from bayesify.data.samplers import check_one_process, different, num_data
 from bayesify.forward.chunking import can_vectorize
 from bayesify.forward.outputs import read_tensor
 from bayesify.likelihoods import Likelihood, resolve
-from bayesify.posteriors.weight import FitRecord, Posterior, WeightPosterior
+from bayesify.posteriors.base import FitRecord, Posterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.callbacks import Callback
 from bayesify.training.checks import check_data, check_held_out
 from bayesify.training.cost import CostMeter, FlopCounter

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bayesify.core.errors import DivergenceError
 from bayesify.core.types import Inputs, Named
 from bayesify.forward.checkpointing import check_graph
-from bayesify.posteriors.weight import Posterior
+from bayesify.posteriors.base import Posterior
 from bayesify.training.objective import Objective
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bayesify.core.errors import OptionError
 from bayesify.core.types import Inputs, Named
-from bayesify.posteriors.weight import Posterior, WeightPosterior
+from bayesify.posteriors.base import Posterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.problem import Problem
 
 AUTO = "auto"

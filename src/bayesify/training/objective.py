@@ -20,7 +20,7 @@ from bayesify.distributions.kl import kl_divergence
 from bayesify.distributions.priors import Prior
 from bayesify.forward.outputs import local_outputs, outputs, read_tensor
 from bayesify.likelihoods import Likelihood
-from bayesify.posteriors.weight import Posterior
+from bayesify.posteriors.base import Posterior
 from bayesify.training.problem import Problem
 from bayesify.weights.noise_scope import Scopes
 

@@ -9,7 +9,8 @@ from bayesify.core.types import Inputs, Readout
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.priors import Prior
 from bayesify.likelihoods import Likelihood
-from bayesify.posteriors.weight import Posterior, WeightPosterior
+from bayesify.posteriors.base import Posterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.tracing.trace import call
 from bayesify.training.data import Batches, TrainingData
 

@@ -11,7 +11,8 @@ import torch
 from bayesify.core.batches import rows
 from bayesify.core.errors import DivergenceError
 from bayesify.core.types import Named
-from bayesify.posteriors.weight import Posterior, WeightPosterior
+from bayesify.posteriors.base import Posterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.problem import Problem
 
 ABSURD = 1000.0
@@ -39,7 +40,7 @@ def check_sound(posterior: Posterior, problem: Problem) -> None:
     few = rows(inputs, slice(EXAMPLES)) if len(target) > EXAMPLES else inputs
     outputs = posterior.outputs(few, num_samples=SAMPLES)
     _check_finite({"outputs": outputs}, "predictions")
-    predicted = posterior.likelihood.predictive(outputs).summary()
+    predicted = posterior.predictive(few, outputs).summary()
     _check_finite(predicted, "predictions")
     if "variance" in predicted:
         spread, unit = predicted["variance"].sqrt(), target.abs().max().item()

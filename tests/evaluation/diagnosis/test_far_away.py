@@ -354,3 +354,14 @@ def test_useless_directions_radii_and_data_are_refused():
         overconfidence(posterior, (torch.zeros(4, 2), torch.zeros(4)))
     with pytest.raises(UnsupportedModelError, match="real numbers"):
         overconfidence(posterior, (torch.ones(4, 2).long(), torch.zeros(4)))
+
+
+def test_a_posterior_by_probit_is_judged_by_its_samples_and_a_tangent_not_at_all():
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.randn(5, 4)
+    plain = WeightPosterior(net, MeanField.around(net, scale=0.7), Categorical())
+    damping = plain.replaced(average="probit")
+    torch.testing.assert_close(far_away_limit(damping, x), far_away_limit(plain, x))
+    for each in (plain, damping):
+        with pytest.raises(UnsupportedModelError, match=r"whose network itself .* the tangent of"):
+            far_away_limit(each.replaced(tangent=True), x)

@@ -174,3 +174,19 @@ def test_weights_that_are_not_free_have_no_divergence(law):
     shared = bayesify.fit(net(), (X, Y), method, validation=(X, Y))
     with pytest.raises(UnsupportedModelError, match="shared or fixed"):
         certify(shared, (X, Y), held_out=True, prior=bayesify.NormalPrior(1.0))
+
+
+@pytest.mark.parametrize("tangent", [False, True])
+def test_certificates_are_of_single_weight_samples_however_these_are_averaged(tangent):
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.randn(200, 4)
+    y, q = net(x).argmax(1), bayesify.MeanField.around(net, scale=3.0)
+    plain = bayesify.WeightPosterior(net, q, bayesify.Categorical())
+    wrong = (plain.outputs(x, num_samples=500).argmax(2) != y).double().mean().item()
+    posterior = plain.replaced(tangent=tangent, average="probit")
+    assert sampled_risk(posterior, (x, y), num_samples=500) == pytest.approx(wrong, abs=1e-6)
+    how = {"prior": bayesify.NormalPrior(1.0), "held_out": True, "num_samples": 500}
+    assert certify(posterior, (x, y), **how).bound == certify(plain, (x, y), **how).bound
+    assert wrong > 0.4  # whereas the damped mean hardly errs
+    rule = posterior.predict(x).probs.argmax(1)
+    assert (rule == y).double().mean() > 0.9

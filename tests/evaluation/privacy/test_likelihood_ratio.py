@@ -104,6 +104,13 @@ def test_samples_are_averaged_as_probabilities():
     assert true_class_logit(predictive, torch.tensor([0])).item() == pytest.approx(math.log(3))
 
 
+def test_it_is_of_the_damped_logits_where_there_are_any():
+    logits, damped = torch.zeros(2, 1, 2), torch.tensor([[60.0, 0.0]])
+    predictive = ClassPredictive(logits, logit_temperature=2.0, damped=damped)
+    found = true_class_logit(predictive, torch.tensor([0])).item()
+    assert found == pytest.approx(30, rel=1e-12)
+
+
 def test_a_temperature_is_respected(generator):
     predictive = ClassPredictive(torch.randn(3, 9, 4, generator=generator).double(), 2.5)
     target = torch.arange(9) % 4

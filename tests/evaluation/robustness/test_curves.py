@@ -295,3 +295,13 @@ def test_unusable_data_are_refused(linear, points):
         robustness(linear, (x.long(), y))
     with pytest.raises(DataError, match="same normalisation"):
         robustness(linear, points, box=InputBox(torch.zeros(5), torch.ones(5), torch.ones(5)))
+
+
+def test_few_gradient_samples_of_a_posterior_by_probit_are_warned_about():
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.rand(8, 4)
+    q = MeanField.around(net, scale=0.7)
+    posterior = WeightPosterior(net, q, Categorical(), average="probit")
+    few = Attacks(eps=(0.1,), gradient_samples=2, steps=1)
+    with pytest.warns(UserWarning, match="gradient_samples=2 of a stochastic posterior"):
+        robustness(posterior, (x, torch.zeros(8).long()), few, box=None)

@@ -67,3 +67,20 @@ def test_an_attack_passes_its_precision_on(posterior, images):
         gradient = Slope(posterior, y, num_samples=20, precision=precision).gradient(x)
         got = fgsm(posterior, x, y, eps=0.1, precision=precision)
         torch.testing.assert_close(got, x + 0.1 * gradient.sign())
+
+
+@pytest.mark.parametrize("likelihood", [Categorical, Bernoulli])
+def test_what_is_climbed_is_the_loss_of_the_predictive_by_probit(likelihood, generator):
+    net = nn.Linear(3, 2)
+    q = MeanField.around(net, scale=2.0)
+    posterior = WeightPosterior(net, q, likelihood(), average="probit")
+    x = torch.randn(4, 3, generator=generator)
+    y = torch.arange(4) % 2 if likelihood is Categorical else torch.ones(4, 2)
+    slope = Slope(posterior, y, num_samples=5)
+    predictive = posterior.predict(x, num_samples=5)
+    probs = predictive.log_prob(y).exp()
+    want = (probs / (1 - probs)).log() if likelihood is Categorical else probs.log()
+    torch.testing.assert_close(slope.loss(x).detach(), -want, rtol=1e-4, atol=1e-4)
+    ahead, behind = (slope.loss(x + each * torch.eye(3)[0]).detach() for each in (0.01, -0.01))
+    got = slope.gradient(x)[:, 0]
+    torch.testing.assert_close(got, (ahead - behind) / 0.02, rtol=1e-2, atol=1e-2)

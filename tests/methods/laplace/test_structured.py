@@ -25,8 +25,6 @@ from bayesify.distributions.mean_field import MeanField
 from bayesify.likelihoods import Bernoulli, Categorical, Gaussian
 from bayesify.methods.laplace import curvature as laplace_torch
 from bayesify.methods.laplace.structured import Laplace, LaplaceRun
-from bayesify.posteriors.linearised import LinearisedPosterior
-from bayesify.posteriors.probit import LinearisedProbitPosterior, ProbitPosterior
 from bayesify.training.data import TrainingData
 from bayesify.training.problem import Problem
 from bayesify.weights.named import weights_of
@@ -123,7 +121,7 @@ def test_linear_regression_is_exact(structure, likelihood, size):
             likelihood.log_scale.fill_(0.1).log_()
     run = run_of(laplace(structure=structure), model, x, y, likelihood, size)
     posterior = run.posterior()
-    assert type(posterior) is WeightPosterior  # it is linear
+    assert not posterior.tangent  # it is linear
     exact = torch.linalg.inv(x.T @ x / 0.1**2 + 2 * torch.eye(5))
     torch.testing.assert_close(covariance(posterior.q), exact, rtol=1e-10, atol=0)
     assert torch.equal(posterior.q.point()["weight"], model.weight)
@@ -177,7 +175,7 @@ def test_a_last_layer_has_the_curvature_of_logistic_regression(structure):
 def test_all_layers_have_the_gauss_newton_matrix(structure):
     model, (x, y) = smooth(), classes()
     posterior = run_of(laplace(where=all_weights, structure=structure), model, x, y).posterior()
-    assert type(posterior) is LinearisedPosterior
+    assert seen(posterior) == (True, "samples")
     slopes = jacobian(model, posterior.q.names, x)
     dense = torch.einsum("bcp,bck,bkq->pq", slopes, hessians(model(x).detach()), slopes)
     want = (dense if structure == "full" else dense.diag().diag()) + 2 * torch.eye(51)
@@ -283,28 +281,46 @@ def test_each_tensor_can_have_a_prior_of_its_own():
     assert not any(each.requires_grad for each in q.prior.parameters())
 
 
+def seen(posterior: WeightPosterior) -> tuple[bool, str]:
+    return posterior.tangent, posterior.average
+
+
 def test_what_is_linear_is_sampled_and_what_is_not_is_linearised():
     squashed = nn.Sequential(nn.Linear(4, 3), nn.Tanh()).double()
     x, y = classes()
-    assert type(fit(smooth(), (x, y), laplace())) is WeightPosterior
-    assert type(fit(squashed, (x, y), laplace())) is LinearisedPosterior
-    assert type(fit(smooth(), (x, y), laplace(where=all_weights))) is LinearisedPosterior
+    assert seen(fit(smooth(), (x, y), laplace())) == (False, "samples")
+    assert seen(fit(squashed, (x, y), laplace())) == (True, "samples")
+    assert seen(fit(smooth(), (x, y), laplace(where=all_weights))) == (True, "samples")
     first = laplace(where=matching("0.*"))
-    assert type(fit(smooth(), (x, y), first)) is LinearisedPosterior
+    assert seen(fit(smooth(), (x, y), first)) == (True, "samples")
     sampled = laplace(where=all_weights, predictive="sampled")
-    assert type(fit(smooth(), (x, y), sampled)) is WeightPosterior
+    assert seen(fit(smooth(), (x, y), sampled)) == (False, "samples")
 
 
 def test_classes_are_damped_by_default_and_numbers_are_not():
     x, y = classes()
     default = Laplace(pretrain=None, prior_precision=2.0)
     everywhere = replace(default, where=all_weights)
-    assert type(fit(smooth(), (x, y), default)) is ProbitPosterior
-    assert type(fit(smooth(), (x, y), everywhere)) is LinearisedProbitPosterior
+    assert seen(fit(smooth(), (x, y), default)) == (False, "probit")
+    assert seen(fit(smooth(), (x, y), everywhere)) == (True, "probit")
     target = torch.randn(len(x), 3, dtype=torch.float64)
     noise = Gaussian(1.0)
-    assert type(fit(smooth(), (x, target), default, likelihood=noise)) is WeightPosterior
-    assert type(fit(smooth(), (x, target), everywhere, likelihood=noise)) is LinearisedPosterior
+    assert seen(fit(smooth(), (x, target), default, likelihood=noise)) == (False, "samples")
+    assert seen(fit(smooth(), (x, target), everywhere, likelihood=noise)) == (True, "samples")
+
+
+@pytest.mark.parametrize("where", [last_layer, all_weights])
+def test_damped_classes_have_the_mutual_information_of_the_samples(where):
+    model, data, x = smooth(), classes(), torch.randn(5, 4, dtype=torch.float64)
+    damping, sampled = (
+        fit(model, data, Laplace(pretrain=None, prior_precision=2.0, where=where, average=each))
+        for each in ("probit", "samples")
+    )
+    assert damping.outputs(x).shape == (32, 5, 3)
+    one, other = damping.predict(x), sampled.predict(x)
+    assert (one.mutual_information() > 0.01).all()
+    assert torch.equal(one.mutual_information(), other.mutual_information())
+    assert not torch.allclose(one.probs, other.probs, atol=1e-3)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -313,7 +329,7 @@ def test_a_linearised_posterior_comes_back_from_its_folder(structure, tmp_path):
     posterior = fit(smooth(), classes(), method)
     again = bayesify.load(bayesify.save(posterior, tmp_path / "saved"), smooth())
     x = torch.randn(5, 4, dtype=torch.float64)
-    assert type(again) is type(posterior) is LinearisedPosterior
+    assert seen(again) == seen(posterior) == (True, "samples")
     assert torch.equal(again.outputs(x), posterior.outputs(x))
     assert again.stored_parameters == posterior.stored_parameters
 
@@ -328,7 +344,7 @@ def test_a_linearised_posterior_comes_back_from_its_folder(structure, tmp_path):
 def test_all_weights_of_any_network_can_be_random(net, structure):
     method = laplace(where=all_weights, structure=structure)
     posterior = fit(NETS[net].model(), NETS[net].data(), method, batch_size=16)
-    assert type(posterior) is LinearisedPosterior
+    assert seen(posterior) == (True, "samples")
     out = posterior.outputs(NETS[net].inputs(5), num_samples=4)
     assert torch.isfinite(out).all()
     assert set(posterior.q.names) == set(weights_of(posterior.model))

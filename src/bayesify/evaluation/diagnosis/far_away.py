@@ -35,7 +35,8 @@ from bayesify.distributions import WeightDistribution
 from bayesify.evaluation.findings import Findings
 from bayesify.likelihoods import Categorical
 from bayesify.likelihoods.predictive import ClassPredictive
-from bayesify.posteriors.weight import Posterior, WeightPosterior
+from bayesify.posteriors.base import Posterior
+from bayesify.posteriors.weight import WeightPosterior
 
 FAR = (1e6, 1e9, 1e12)
 """Radii from which on rays may be affine; the first one that is decides, for accuracy.
@@ -297,18 +298,18 @@ def _in_double(posterior: Posterior) -> WeightPosterior:
 
 def check_followed(posterior: Posterior) -> WeightPosterior:
     """What is followed far away, or why nothing can be."""
-    plain = posterior.sampled() if isinstance(posterior, Posterior) else posterior
-    if type(plain) is not WeightPosterior:
+    if not isinstance(posterior, WeightPosterior) or posterior.tangent:
+        got = "the tangent of one" if isinstance(posterior, WeightPosterior) else "a"
         raise UnsupportedModelError(
             f"expected a WeightPosterior, whose network itself is called in double precision, got "
-            f"{type(posterior).__name__}."
+            f"{got} {type(posterior).__name__}."
         )
     if not isinstance(posterior.likelihood, Categorical):
         raise OptionError(
             f"confidence far away needs a categorical likelihood, got "
             f"{type(posterior.likelihood).__name__}."
         )
-    return plain
+    return posterior
 
 
 def _check_radii(radii: Sequence[float]) -> None:

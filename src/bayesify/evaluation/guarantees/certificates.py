@@ -32,7 +32,8 @@ from bayesify.numerics.pac_bayes import (
     monte_carlo_bound,
     seeger_bound,
 )
-from bayesify.posteriors.weight import Posterior, WeightPosterior
+from bayesify.posteriors.base import Posterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.holdout import CertifyingPart, count, in_order
 
 
@@ -203,14 +204,13 @@ def sampled_risk(
         batch_size: For data that is no loader; the result does not depend on it.
         seed: Of these examples, and of the weight samples that are judged on them.
     """
-    size, drawing = count(data), posterior.sampled()
-    generator = stream(seed, "certify")
+    size, generator = count(data), stream(seed, "certify")
     if examples_per_sample is None or examples_per_sample >= size:
-        return _share_wrong(drawing, data, num_samples, batch_size, None)
+        return _share_wrong(posterior, data, num_samples, batch_size, None)
     errors = 0.0
     for _ in range(num_samples):
         own = torch.randint(size, (examples_per_sample,), generator=generator)
-        errors += _share_wrong(drawing, subset(data, own), 1, examples_per_sample, generator)
+        errors += _share_wrong(posterior, subset(data, own), 1, examples_per_sample, generator)
     return errors / num_samples
 
 

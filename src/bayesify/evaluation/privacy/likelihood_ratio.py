@@ -81,9 +81,7 @@ def true_class_logit(
             f"{' per position' if isinstance(predictive, ClassPredictive) else ''}; use "
             f"`membership`, which takes every task."
         )
-    logits = predictive.logits.detach().cpu().double()
-    precise = ClassPredictive(logits, predictive.logit_temperature)
-    return precise.log_odds(target.detach().cpu())
+    return predictive.to("cpu").to(torch.float64).log_odds(target.cpu()).detach()
 
 
 def true_class_logits(

@@ -19,7 +19,7 @@ stronger one.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -278,5 +278,5 @@ class _Precise:
             x, num_samples=num_samples, generator=generator, chunk_size=chunk_size
         )
         if isinstance(predictive, ClassPredictive) and self.device.type != "mps":  # has no doubles
-            return replace(predictive, logits=predictive.logits.double())
+            return predictive.to(torch.float64)
         return predictive

@@ -30,7 +30,7 @@ from bayesify.core.streams import stream
 from bayesify.core.types import Inputs
 from bayesify.data.examples import Normalise
 from bayesify.evaluation.robustness.loss_gradient import PRECISIONS, Slope
-from bayesify.posteriors.weight import Posterior
+from bayesify.posteriors.base import Posterior
 
 NORMS = ("linf", "l2")
 

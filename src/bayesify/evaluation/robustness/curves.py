@@ -37,7 +37,7 @@ from bayesify.evaluation.robustness.attacks import (
     unit_ball,
 )
 from bayesify.evaluation.robustness.loss_gradient import PRECISIONS
-from bayesify.posteriors.weight import Posterior
+from bayesify.posteriors.base import Posterior
 
 ENOUGH_GRADIENT_SAMPLES = 10
 """With fewer weight draws in a gradient, a stochastic posterior seems more robust than it is."""
@@ -277,9 +277,8 @@ def _findings(
 def _warn_of_noisy_gradients(posterior: Posterior, x: Tensor, attacks: Attacks) -> None:
     if attacks.gradient_samples >= ENOUGH_GRADIENT_SAMPLES:
         return
-    drawing = posterior.sampled()
     with torch.no_grad():
-        two, three = (len(drawing.outputs(x[:1], num_samples=n)) for n in (2, 3))
+        two, three = (len(posterior.outputs(x[:1], num_samples=n)) for n in (2, 3))
     if two != three:  # it draws, rather than having a fixed number of members
         warnings.warn(
             f"gradient_samples={attacks.gradient_samples} of a stochastic posterior: such "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bayesify.core.errors import UnsupportedModelError
 from bayesify.likelihoods.predictive import ClassPredictive
-from bayesify.posteriors.weight import Posterior
+from bayesify.posteriors.base import Posterior
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -90,7 +90,7 @@ class Slope:
                 generator=self.generator,
                 chunk_size=self.chunk_size,
             )
-        predictive = self.posterior.likelihood.predictive(raw.to(x.dtype))
+            predictive = self.posterior.predictive(x, raw.to(x.dtype))
         if isinstance(predictive, ClassPredictive):
             return -predictive.log_odds(self.y).reshape(len(x), -1).sum(1)
         return -predictive.log_prob(self.y).reshape(len(x), -1).sum(1)

@@ -36,7 +36,8 @@ from bayesify.integrations.peft.layers import (
     owner_of,
     to_peft,
 )
-from bayesify.posteriors.weight import Posterior, WeightPosterior
+from bayesify.posteriors.base import Posterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.weights.named import weights_of
 
 INSIDE = ("base_layer", "lora_A", "lora_B", "lora_A.default", "lora_B.default")

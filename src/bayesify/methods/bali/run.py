@@ -34,7 +34,8 @@ from bayesify.numerics.effective_parameters import with_joint_spread
 from bayesify.numerics.layer_regression import LayerRegression, members_where
 from bayesify.numerics.linalg import cholesky
 from bayesify.numerics.noise import single_or_better
-from bayesify.posteriors.weight import FitRecord, WeightPosterior
+from bayesify.posteriors.base import FitRecord
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.checks import check_batch
 from bayesify.weights.named import copied
 from bayesify.weights.taped import Tape

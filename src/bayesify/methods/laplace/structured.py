@@ -7,7 +7,7 @@ al. 2021, arXiv 2008.08216.
     q(w) = N(w*, (G + tau I)^-1),    G = sum_n J_n^T H_n J_n,    J_n = df(x_n, w*) / dw
     tau  = argmax of Laplace's approximation of ln p(D | tau)
     p(y | x) ~ 1/S sum_s p(y | f(x, w*) + J (w_s - w*)),    w_s ~ q
-    classes, by default: of one output, damped by the variance of these (`probit.py`)
+    classes, by default: of f(x, w*), damped by the variance of these (`numerics/probit.py`)
 
 H_n is the Hessian of -ln p(y_n | f) in the outputs f, so that G is the generalised Gauss-Newton
 matrix: whole ("full"), a Kronecker product for each layer ("kron"), or its diagonal ("diag").
@@ -40,10 +40,8 @@ from bayesify.distributions.mean_field import magnitudes
 from bayesify.forward.calling import call_at
 from bayesify.methods.laplace.curvature import Curvature
 from bayesify.methods.members.map import MAP
-from bayesify.posteriors.linearised import LinearisedPosterior
-from bayesify.posteriors.probit import OF_LOGITS, LinearisedProbitPosterior, ProbitPosterior
 from bayesify.posteriors.scale import best_factor
-from bayesify.posteriors.weight import WeightPosterior
+from bayesify.posteriors.weight import AVERAGES, OF_LOGITS, WeightPosterior
 from bayesify.tracing.trace import call
 from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain
 from bayesify.training.problem import Problem
@@ -89,9 +87,8 @@ class Laplace(Method):
     )
     average: str = option(
         "probit",
-        help="of class outputs over samples: of probabilities, or by the probit rule, which leaves "
-        "one output and no mutual information",
-        choices=("samples", "probit"),
+        help="of class outputs over samples: of probabilities, or by the probit rule",
+        choices=AVERAGES,
     )
     rescale: bool = option(
         True,
@@ -154,11 +151,9 @@ class LaplaceRun:
     def posterior(self) -> WeightPosterior:
         """With the examples seen so far; before the first, as wide as the prior."""
         damped = self.options.average == "probit" and self.problem.likelihood.task in OF_LOGITS
-        if self.linear:
-            kind = ProbitPosterior if damped else WeightPosterior
-        else:
-            kind = LinearisedProbitPosterior if damped else LinearisedPosterior
-        return kind.around(self.problem.posterior(self._distribution()))
+        return self.problem.posterior(self._distribution()).replaced(
+            tangent=not self.linear, average="probit" if damped else "samples"
+        )
 
     def log_evidence(self) -> float:
         """Laplace's approximation of ln p(D), nats."""

@@ -10,7 +10,8 @@ from bayesify.core.errors import OptionError
 from bayesify.core.types import Named
 from bayesify.distributions.particles import Particles
 from bayesify.methods.members.fresh import fresh_starts
-from bayesify.posteriors.weight import Posterior, WeightPosterior
+from bayesify.posteriors.base import Posterior
+from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.problem import Problem
 from bayesify.weights.named import buffers_of, copied, stacked, weights_of
 
