@@ -14,7 +14,7 @@ from bayesify.training.problem import Problem
 
 @contextmanager
 def in_words(name: str, problem: Problem) -> Iterator[None]:
-    """Around the rehearsal of a method.
+    """Around the rehearsal of a method, which leaves torch's random numbers as they were.
 
     Args:
         name: Of the method.
@@ -24,8 +24,12 @@ def in_words(name: str, problem: Problem) -> Iterator[None]:
         UnsupportedModelError: anything was raised that is no error of ours; with the reason, and
             what to do about weights or batches of a kind that is known to fail.
     """
+    device = next(problem.model.parameters()).device
+    kind = "cuda" if device.type == "cpu" else device.type
+    devices = [] if device.type == "cpu" else [device]
     try:
-        yield
+        with fork_rng(devices=devices, device_type=kind):
+            yield
     except BayesifyError:
         raise
     except Exception as error:  # whatever a forward or backward pass of the user's may raise
@@ -37,16 +41,13 @@ def in_words(name: str, problem: Problem) -> Iterator[None]:
 
 
 def step_on_smallest(run: Run, problem: Problem) -> None:
-    """A step of a run that is thrown away. Random numbers are left as they were.
+    """A step of a run that is thrown away.
 
     The smallest batch is the one that fails where any does: batch norm has no statistics of one
     example, and `squeeze()` takes its axis away.
     """
-    device = next(problem.model.parameters()).device
     inputs, target = problem.data.smallest
-    kind = "cuda" if device.type == "cpu" else device.type
-    devices = [] if device.type == "cpu" else [device]
-    with fork_rng(devices=devices, device_type=kind), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of data that are one batch here; the training warns
         run.step(inputs, target)
 
