@@ -175,7 +175,7 @@ def test_buffers_of_modules_in_train_mode_move():
 THREADS, CALLS = 4, 12
 
 
-def fitted(method: bayesify.training.problem.Method, model: nn.Module) -> bayesify.Posterior:
+def fitted(method: bayesify.Method, model: nn.Module) -> bayesify.Posterior:
     x = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
     return bayesify.fit(model, (x, torch.arange(32) % 3), method)
 

@@ -115,7 +115,7 @@ def render(
     ]
     both_ways = [pair_figure(pair, drawn) for pair in pairs(found)]
     environment = Environment(
-        loader=PackageLoader("bayesify", "report"),
+        loader=PackageLoader("bayesify", "experiments/report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
