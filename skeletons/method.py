@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.core.types import Inputs
 from bayesify.distributions.particles import Particles
 from bayesify.training.loop import GradientRun, adam
@@ -22,7 +22,6 @@ from bayesify.training.objective import member_losses
 from bayesify.training.problem import Problem
 
 
-@register
 @dataclass(frozen=True)
 class Name:
     """What a user gets."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bayesify.core.modes import train_
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.core.types import Inputs
 from bayesify.distributions.particles import Particles
 from bayesify.forward.checkpointing import no_checkpointing
@@ -24,7 +24,6 @@ from bayesify.training.problem import Problem
 from bayesify.weights.held_rows import keep_held_rows_
 
 
-@register
 @dataclass(frozen=True)
 class MAP(Method):
     """Maximum a posteriori: train the network as it is.

@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bayesify.core.options import ByTask, check_options, option, register
+from bayesify.core.options import ByTask, check_options, option
 from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.base import WeightDistribution
 from bayesify.distributions.mean_field import MeanField, magnitudes
@@ -41,7 +41,6 @@ from bayesify.weights.noise_scope import noise_scopes
 from bayesify.weights.select import all_weights
 
 
-@register
 @dataclass(frozen=True)
 class MeanFieldVI(Method):
     """Mean-field Gaussian posterior over the weights that `where` chooses.
