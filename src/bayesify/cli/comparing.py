@@ -14,13 +14,13 @@ from bayesify.cli.flags import DATA, HOW, MODEL, OUTPUT, SEVERAL, assignments, f
 from bayesify.cli.showing import show
 from bayesify.cli.watching import Terminal
 from bayesify.core.errors import OptionError
-from bayesify.core.fields import field_of, near
+from bayesify.core.fields import near
 from bayesify.core.options import to_json
 from bayesify.experiments.aspects import ASPECTS
 from bayesify.experiments.report import records
 from bayesify.experiments.report.page import write
 from bayesify.experiments.run import Outcome, run
-from bayesify.experiments.suite import DEFAULT_METHODS, SCALED, Suite, entries, read
+from bayesify.experiments.suite import DEFAULT_METHODS, FIELDS, SCALED, Suite, entries, read
 from bayesify.methods import METHODS
 
 FAILED, INTERRUPTED = 2, 130
@@ -86,9 +86,7 @@ def compare(
     """
     texts = given | {"data": data, "models": models}
     fields = {
-        name: flags.read(field_of(Suite, name), text)
-        for name, text in texts.items()
-        if text is not None
+        name: flags.read(FIELDS[name], text) for name, text in texts.items() if text is not None
     }
     of_methods, of_aspects = settings_of(set or [], gradient_samples)
     command = shlex.join(["bayesify", *(each for each in arguments if each != "--fresh")])
@@ -116,7 +114,7 @@ def compare(
 
 def made(arguments: list[str]) -> Callable[..., int]:
     """The command, with the options of a suite for flags."""
-    return flags.with_flags(compare, Suite)
+    return flags.with_flags(compare, FIELDS)
 
 
 MADE = {"compare": made}

@@ -15,7 +15,7 @@ from bayesify import data, models
 from bayesify.cli import flags
 from bayesify.cli.flags import DATA, HOW, MODEL, OUTPUT, assignments, flag
 from bayesify.core.errors import OptionError
-from bayesify.core.fields import method_of
+from bayesify.core.fields import fields_of, method_of
 from bayesify.core.files import recover
 from bayesify.core.options import to_json
 from bayesify.experiments.choices import make
@@ -167,7 +167,7 @@ def made(arguments: list[str]) -> Callable[..., int]:
             f"\n\n\b\n{lines}"
         )
         return command
-    command = flags.with_flags(fit, method_of(name), f"{flags.OF}{name}")
+    command = flags.with_flags(fit, fields_of(method_of(name)), f"{flags.OF}{name}")
     command.example = f"bayesify fit {name} --data digits --out runs/a"  # pyright: ignore[reportFunctionMemberAccess]
     command.__doc__ = (
         f"{name}: {_about(METHODS[name])}\n\n"

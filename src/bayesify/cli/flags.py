@@ -1,16 +1,16 @@
 """Flags: those that several commands share, and those that the fields of options make."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from bayesify.core.errors import OptionError
-from bayesify.core.fields import Field, field_of, fields_of, near, shown
+from bayesify.core.fields import Field, near, shown
 from bayesify.experiments.aspects import ASPECTS
-from bayesify.experiments.suite import Suite
+from bayesify.experiments.suite import FIELDS
 from bayesify.models import MODELS
 
 DATA, MODEL, HOW, JUDGE, OUTPUT = "Data", "Model", "How to fit", "How to judge", "Output"
@@ -106,35 +106,36 @@ class Command(TyperCommand):
         except _Usage as error:
             if not of or not hasattr(error, "possibilities"):
                 raise
-            flags, every = ([f for e in some for f in e.opts] for some in (of, self.params))
+            name, names = error.option_name.lstrip("-"), [e.name or "" for e in self.params]
             raise OptionError(
-                f"{of[0].rich_help_panel.removeprefix(OF)} has no option {error.option_name}: it "
-                f"has {', '.join(flags)}, beside the flags of every fit"
-                f"{near(error.option_name, every)}"
+                f"{of[0].rich_help_panel.removeprefix(OF)} has no option --{name}: it has "
+                f"{', '.join(each.opts[0] for each in of)}, beside the flags of every fit"
+                f"{near(name.replace('-', '_'), names)}"
             ) from error
 
 
 def with_flags(
-    command: Callable[..., int], options: Any = None, panel: str | None = None
+    command: Callable[..., int],
+    options: Mapping[str, Field] | None = None,
+    panel: str | None = None,
 ) -> Callable[..., int]:
     """The command as typer reads it: every parameter has a flag.
 
     Args:
         command: A parameter that has no flag of its own is a field of `Suite`, or `arguments`: the
-            whole command line. `**more` gets the fields of `options`, as text; only those that
-            are given, and that have the name of no other flag.
-        options: A dataclass of options.
-        panel: The heading of its options, None for those of a suite.
+            whole command line. Its `**more` gets those of `options` that are given, as text.
+        options: Fields by name; one that has the name of another flag is reached by --set only.
+        panel: Their heading, None for the fields of a suite.
     """
     own = inspect.signature(command).parameters
     ready = {name: each for name, each in own.items() if hasattr(each.annotation, "__metadata__")}
     plain = [e.name for e in own.values() if e.name not in ready and e.kind is e.KEYWORD_ONLY]
-    shared = {name: field_of(Suite, name) for name in plain if name != "arguments"}
-    more = {n: each for n, each in (fields_of(options) if options else {}).items() if n not in own}
+    shared = {name: FIELDS[name] for name in plain if name != "arguments"}
+    more = {name: each for name, each in (options or {}).items() if name not in own}
     made = [
         *ready.values(),
-        *(_flag(each, PANEL.get(each.name, DATA), switch=True) for each in shared.values()),
-        *(_flag(e, panel or PANEL.get(n, DATA), switch=not panel) for n, e in more.items()),
+        *(_flag(each, None) for each in shared.values()),
+        *(_flag(each, panel) for each in more.values()),
         _parameter("debug", Debug, False),
     ]
 
@@ -188,17 +189,17 @@ def _name(field: Field) -> str:
     return f"--{field.name.replace('_', '-')}"
 
 
-def _flag(field: Field, panel: str, *, switch: bool) -> inspect.Parameter:
-    """A flag that is not given by default; `switch` says whether a bool goes without a value."""
+def _flag(field: Field, panel: str | None) -> inspect.Parameter:
+    """A flag that is not given by default. A bool of a suite goes without a value."""
     told = "none" in field.help or field.default is not None
     limits = "" if field.bounds.choices else field.bounds.describe()
     text = f"{field.help[:1].upper()}{field.help[1:]}{f' ({limits})' if limits else ''}."
     kinds = [each.metavar for each in field.kinds if told or each.metavar != "none"]
-    switch = switch and field.hint is bool
+    switch = panel is None and field.hint is bool
     info = flag(
         _name(field),
         help=f"{text} [dim]default {shown(field.default)}[/]" if told and not switch else text,
-        panel=panel,
+        panel=panel or PANEL.get(field.name, DATA),
         metavar=None if switch else "|".join(field.bounds.choices or dict.fromkeys(kinds)),
     )
     return _parameter(field.name, Annotated[bool | None if switch else str | None, info], None)

@@ -44,9 +44,6 @@ SCALED = "+ts"
 DEFAULT_METHODS = ("map", "map" + SCALED, "ensemble", "stf")
 SPLITS = ("test", "validation")
 
-ASIDE = ("methods", "aspects", "command", "literature")
-"""Fields of a suite that are no keys of a file and no flags."""
-
 NOISE = "likelihood."
 """Before the options of a row that are its likelihood's."""
 
@@ -84,8 +81,8 @@ class Suite:
     )
     ood: str | None = option(
         "auto",
-        help="foreign data to recognise; auto: photographs, where the data are images; each-other: "
-        "the data next in line, so that of two each is foreign to the other; or none",
+        help="foreign data to recognise; auto: photographs, where the data are images; "
+        "each-other, of compare: the data next in line; none",
     )
     aspects: Aspects = option(Aspects(), help="what is measured beside quality, OOD and cost")
     num_samples: int = option(32, help="weight samples per prediction", at_least=1)
@@ -154,6 +151,11 @@ class Suite:
             )
 
 
+ASIDE = ("methods", "aspects", "command", "literature")
+FIELDS = {name: each for name, each in fields_of(Suite).items() if name not in ASIDE}
+"""What a file or a flag says in one value."""
+
+
 def entries(names: Iterable[str], settings: Mapping[str, Mapping[str, Any]]) -> tuple[Entry, ...]:
     """Rows for method names, each with the options that `settings` holds for it.
 
@@ -199,17 +201,16 @@ def read(path: str | Path, **overrides: Any) -> Suite:
         raise DataError(f"{path}: expected a suite in TOML, got none ({reason}).") from error
     methods, literature = table.pop("method", None), table.pop("literature", [])
     aspects = _aspects(path, table)
-    known = {name: each for name, each in fields_of(Suite).items() if name not in ASIDE}
     given = {}
     for key, value in table.items():
-        if key not in known:
+        if key not in FIELDS:
             raise OptionError(
-                f"{path}: unknown key {key!r}; expected {', '.join(known)}, evaluate, [[method]], "
+                f"{path}: unknown key {key!r}; expected {', '.join(FIELDS)}, evaluate, [[method]], "
                 f"[[literature]] or a table of an aspect ({', '.join(ASPECTS)})"
-                f"{near(key, (*known, 'evaluate', *ASPECTS))}"
+                f"{near(key, (*FIELDS, 'evaluate', *ASPECTS))}"
             )
         single = key in ("data", "models") and isinstance(value, str)  # may have commas
-        given[key] = known[key].read([value] if single else value, f"{path}: {key}: expected")
+        given[key] = FIELDS[key].read([value] if single else value, f"{path}: {key}: expected")
     for name in () if "models" in overrides else given.get("models", ()):
         if is_code(name):
             raise OptionError(

@@ -143,5 +143,5 @@ def test_a_network_is_made_anew_where_its_modules_cannot_draw_it():
     assert from_json(to_json(method)) == method
     first, second = fit(Gains(), data, method).q.members.named()["gain"]
     assert (first - second).abs().max() > 0.05
-    with pytest.raises(OptionError, match=r"bayesify\.options\.register"):
+    with pytest.raises(OptionError, match=r"bayesify\.core\.options\.register"):
         fit(Gains(), data, Ensemble(members=2, epochs=1, build=Gains))
