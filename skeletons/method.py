@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.core.types import Inputs
 from bayesify.distributions.particles import Particles
 from bayesify.posteriors.weight import WeightPosterior
@@ -23,7 +23,6 @@ from bayesify.training.objective import Objective, member_losses
 from bayesify.training.problem import Problem
 
 
-@register
 @dataclass(frozen=True)
 class Name(Method):
     """What a user gets."""

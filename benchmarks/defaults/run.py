@@ -47,7 +47,7 @@ from bayesify.data import Examples
 from bayesify.data.loading import as_loader
 from bayesify.evaluation.metrics.calibration import fit_temperature
 from bayesify.evaluation.predictions import Predictions, collect
-from bayesify.experiments.likelihood import likelihood_of
+from bayesify.experiments.choices import likelihood_of
 from bayesify.experiments.suite import Entry, Suite, read
 from bayesify.likelihoods import Likelihood
 from bayesify.weights.named import assign_

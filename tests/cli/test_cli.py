@@ -1,8 +1,10 @@
 import csv
+import inspect
 import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from PIL import Image
 
 import bayesify
 from bayesify.cli import main
+from bayesify.cli.app import COMMANDS as COMMANDS_BY_NAME
 from bayesify.cli.saved import open_run
+from bayesify.core.fields import fields_of, shown
 from bayesify.experiments import run as running
 from bayesify.methods import METHODS
 
@@ -124,11 +128,55 @@ def test_help_loads_nothing_heavy_beside_torch():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_every_option_of_every_method_is_a_flag_of_fit(bayesify_):
+def test_the_list_of_commands_needs_no_torch():
+    code = (
+        "import sys; from bayesify.cli import main; main(['--help']), main(['--version']), main();"
+        "print([each for each in ('torch', 'numpy', 'jinja2') if each in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_list_of_commands_says_what_each_says_itself():
+    for name, (module, line, _) in COMMANDS_BY_NAME.items():
+        function = getattr(import_module(f"bayesify.cli.{module}"), name)
+        assert inspect.getdoc(function).partition("\n\n")[0] == line
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_help_of_a_method_has_its_options_and_no_other(bayesify_, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, _ = bayesify_("fit", name, "--help")
+    listed = {word for word in out.split() if word.startswith("--")}
+    listed -= {"--data:", "--data", "--out"}  # of the sentence and the example around them
+    fields = fields_of(METHODS[name])
+    assert code == 0
+    assert listed == {"--help", "--help."} | {f"--{each.replace('_', '-')}" for each in fields}
+    told = " ".join(out.replace("│", " ").split())
+    for each in fields.values():
+        assert each.help[1:] in told
+        assert each.bounds.choices or each.bounds.describe() in told
+        if each.default is not None:
+            assert f"default {shown(each.default)}" in told
+    assert len(out.splitlines()) <= 80  # two screens
+    assert bayesify_("fit", "--method", name, "--help")[1] == out
+
+
+def test_help_and_bounds_are_those_of_the_method_not_of_another(bayesify_):
+    assert "How many networks (at least 2)" in bayesify_("fit", "ensemble", "--help")[1]
+    assert "(at least 2)" not in bayesify_("fit", "bali", "--help")[1]
+    assert "Adam, falls" in " ".join(bayesify_("fit", "map", "--help")[1].replace("│", "").split())
+    assert "rate of Adam" not in bayesify_("fit", "swag", "--help")[1]
+
+
+def test_help_of_fit_lists_the_methods_and_what_every_fit_takes(bayesify_):
     _, out, _ = bayesify_("fit", "--help")
-    for kind in METHODS.values():
-        for option in kind.__dataclass_fields__:  # type: ignore[attr-defined]
-            assert f"--{option.replace('_', '-')} " in out
+    lines = [line.strip() for line in out.splitlines()]
+    for name in METHODS:
+        assert any(line.startswith(f"{name} ") for line in lines)
+    for flag in ("--data", "--seed", "--batch-size", "--set", "--overwrite"):
+        assert f"{flag} " in out
+    assert "--members" not in out
 
 
 # compare
@@ -243,6 +291,8 @@ def test_a_failed_run_is_reported_and_the_others_are_kept(bayesify_, place, tmp_
         (["--folds", "a"], "--folds: expected whole numbers"),
         (["--folds", "1"], "digits takes no fold"),
         (["--fold", "1"], "No such option"),
+        (["--literature", "1"], "No such option"),
+        (["--command", "1"], "No such option"),
         (["--model", "mlp-x"], "widths of the hidden layers"),
         (["--validation-share", "0"], "map+ts: expected a validation part"),
         (["--validation-share", "1"], "from 0 to less than 1"),
@@ -253,9 +303,10 @@ def test_a_failed_run_is_reported_and_the_others_are_kept(bayesify_, place, tmp_
         (["--set", "map.epochs=0"], "at least 1"),
         (["--set", "mean-field-vi.epochs=1"], "which is not compared"),
         (["--suite", "none.toml"], "expected a suite in TOML"),
-        (["--num-samples", "0"], "expected at least 1"),
-        (["--num-samples", "many"], "valid int"),
-        (["--split", "train"], "expected one of test, validation"),
+        (["--num-samples", "0"], "--num-samples: expected a value at least 1, got '0'"),
+        (["--num-samples", "many"], "--num-samples: expected a whole number, got 'many'"),
+        (["--split", "train"], "expected one of 'test', 'validation'"),
+        (["--fresh=1"], "does not take a value"),
         (["--device", "tpu"], "cannot be used here"),
         (["--sedes", "1"], "No such option"),
         (["--evaluate", "attack"], "did you mean 'attacks'"),
@@ -287,6 +338,16 @@ def test_fit_says_what_came_out_and_what_to_do_next(bayesify_, place, tmp_path):
     told = json.loads(out)
     assert told["options"]["epochs"] == 2
     assert "nll" in told["validation"]
+
+
+def test_the_method_may_come_first_or_last_or_as_a_flag(bayesify_, tmp_path):
+    rest = ["--data", "digits", "--out", tmp_path / "x", "--print-config", "--epochs", "3"]
+    orders = [["stf", *rest], [*rest, "stf"], ["--method", "stf", *rest], [*rest, "--method=stf"]]
+    orders += [["stf", "--method", "stf", *rest]]
+    told = {bayesify_("fit", *order)[:2] for order in orders}
+    assert len(told) == 1
+    config = json.loads(told.pop()[1])
+    assert (config["method"], config["options"]["epochs"]) == ("stf", 3)
 
 
 def test_a_posterior_that_is_fitted_again_leaves_other_files_alone(bayesify_, place, tmp_path):
@@ -625,7 +686,14 @@ def test_a_table_on_a_terminal(bayesify_, place, fitted, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "map", "--members", "3"], "map has no option 'members'"),
+        (["map", "--members", "3"], "map has no option --members: it has --epochs, --lr, --prior"),
+        (["map", "--epoch", "3"], "did you mean 'epochs'"),
+        (["--ovrwrite", "map"], "expected METHOD"),
+        (["map", "--ovrwrite"], "did you mean 'overwrite'"),
+        (["--method", "map", "--members=3"], "map has no option --members"),
+        (["map", "--set", "members=3"], "map has no option 'members': it has epochs, lr, prior"),
+        (["map", "--method", "stf"], "expected one method, got map and --method stf"),
+        (["mapp"], "did you mean 'map'"),
         (["--method", "mapp"], "did you mean 'map'"),
         (["--method", "map", "--epochs", "0"], "at least 1"),
         (["--method", "map", "--epochs", "few"], "a whole number, got 'few'"),
@@ -633,8 +701,10 @@ def test_a_table_on_a_terminal(bayesify_, place, fitted, monkeypatch):
         (["--method", "stf", "--pretrain", "none", "--set", "pretrain.epochs=1"], "is none"),
         (["--method", "map", "--weights", "none.safetensors"], "safetensors"),
         (["--method", "map", "--model", "nowhere:net"], "cannot import"),
-        (["--method", "map", "--batch-size", "0"], "batch_size=0"),
-        ([], "--method"),
+        (["--method", "map", "--batch-size", "0"], "--batch-size: expected a value at least 1"),
+        (["map", "--batch-size", "few"], "--batch-size: expected a whole number, got 'few'"),
+        (["map", "extra"], "unexpected extra argument"),
+        ([], "expected METHOD, one of map, ensemble"),
     ],
 )
 def test_mistakes_in_fit(refused, place, tmp_path, arguments, message):
@@ -657,7 +727,8 @@ def test_mistakes_in_evaluate(refused, place, fitted, tmp_path):
     run = fitted("blobs.npz")
     assert "holds no posterior" in refused("evaluate", tmp_path)
     assert "expected one of test" in refused("evaluate", run, "--split", "all")
-    assert "expected at least 1" in refused("evaluate", run, "--num-samples", "0")
+    assert "a value at least 1, got '0'" in refused("evaluate", run, "--num-samples", "0")
+    assert "expected one data set" in refused("evaluate", run, "--ood", "each-other")
     assert "input shape" in refused("evaluate", run, "--data", "digits")
     assert "images" in refused("evaluate", run, "--ood", "photos")
     assert "use `bayesify compare`" in refused("evaluate", run, "--evaluate", "shadows")

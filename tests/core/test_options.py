@@ -9,6 +9,10 @@ import pytest
 from bayesify import MAP, STF, MeanFieldVI, matching
 from bayesify.core.errors import OptionError
 from bayesify.core.options import Bounds, check_options, from_json, option, register, to_json
+from bayesify.methods import METHODS
+from bayesify.weights.select import SELECTORS
+
+NEEDED = {"Matching": {"patterns": ["*"]}}
 
 
 @dataclass(frozen=True)
@@ -93,3 +97,34 @@ def test_registration_returns_the_class():
 
     assert register(dataclass(frozen=True)(Local)) is Local
     assert from_json({"kind": "Local"}) == Local()
+
+
+def test_a_class_of_ones_own_cannot_take_the_name_of_one_of_ours():
+    own = dataclass(frozen=True)(type("MAP", (), {"__annotations__": {"epochs": int}, "epochs": 9}))
+    with pytest.raises(
+        OptionError, match=r"MAP: .* another name, got that of .*map\.MAP, .*rename"
+    ):
+        register(own)
+    with pytest.raises(OptionError, match="rename it"):
+        register(type("Matching", (), {}))
+    with pytest.raises(OptionError, match="rename it"):
+        to_json(own())  # it would be read as ours
+    assert from_json({"kind": "MAP"}) == MAP()
+
+
+def test_a_class_of_ones_own_can_be_defined_again():
+    for litres in (1, 2):
+
+        @register
+        @dataclass(frozen=True)
+        class Cup:
+            size: int = litres
+
+    assert from_json({"kind": "Cup"}) == Cup(2)
+
+
+def test_the_tables_are_literal_and_each_kind_has_one_name():
+    kinds = [*METHODS.values(), *SELECTORS.values()]
+    assert len({kind.__name__ for kind in kinds}) == len(kinds)
+    for kind in kinds:
+        assert from_json({"kind": kind.__name__, **NEEDED.get(kind.__name__, {})}).__class__ is kind

@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import pytest
 
 from bayesify.core.errors import OptionError
-from bayesify.experiments import choices
-from bayesify.experiments.choices import flat, grid, make, read_value
+from bayesify.experiments.choices import flat, grid, likelihood_of, likelihood_options, make
+from bayesify.likelihoods import LIKELIHOOD_OF_TASK, LIKELIHOODS, Gaussian
 from bayesify.methods import METHODS
 from bayesify.methods.members.map import MAP
 from bayesify.weights.select import first_layer, last_layer, matching
@@ -118,13 +118,40 @@ def test_tuples_and_optional_numbers(monkeypatch):
     assert make("later", {"decay": "none"}) == Later()
     assert [m.widths for _, m in grid("later", {"widths": [1, 2]})] == [(1, 2)]
     assert [m.widths for _, m in grid("later", {"widths": [[1, 2], [3]]})] == [(1, 2), (3,)]
-    assert read_value(Later, "decay", None) is None  # type: ignore[arg-type]
+    assert make("later", {"decay": None}) == Later()
     with pytest.raises(OptionError, match="decay to be a number or none"):
         make("later", {"decay": "soon"})
-    with pytest.raises(OptionError, match="values with commas"):
+    with pytest.raises(OptionError, match="whole numbers with commas"):
         make("later", {"widths": "a,b"})
 
 
-def test_a_method_outside_the_table_goes_by_its_class():
-    with pytest.raises(OptionError, match="Later has no option 'x'"):
-        choices.hint_of(Later, "x")  # type: ignore[arg-type]
+@pytest.mark.parametrize("task", LIKELIHOOD_OF_TASK)
+def test_without_options_a_likelihood_is_the_usual_one(task):
+    assert likelihood_options(task, {}) == {}
+    made, usual = likelihood_of(task, {}), LIKELIHOODS[LIKELIHOOD_OF_TASK[task]]()
+    assert type(made) is type(usual)
+    assert made.options() == usual.options()
+
+
+def test_options_of_a_likelihood_are_arguments_of_its_constructor():
+    made = likelihood_of("regression", likelihood_options("regression", {"scale": "output"}))
+    assert isinstance(made, Gaussian)
+    assert made.kind == "output"
+    assert likelihood_options("classification", {"logit_temperature": "2"}) == {
+        "logit_temperature": 2.0
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("regression", {"scal": 1}, "gaussian likelihood has no option 'scal'.*mean 'scale'"),
+        ("regression", {"scale": -1}, "expected a number above 0"),
+        ("regression", {"scale": True}, "expected scale to be a number or text, got True"),
+        ("classification", {"logit_temperature": "hot"}, "logit_temperature to be a number"),
+        ("multilabel", {"scale": 1}, "bernoulli likelihood has no option 'scale': it has none"),
+    ],
+)
+def test_mistakes_in_a_likelihood_are_named(task, options, message):
+    with pytest.raises(OptionError, match=message):
+        likelihood_options(task, options)

@@ -149,16 +149,16 @@ def test_a_file_without_methods_has_the_usual_ones(write):
     ("text", "message"),
     [
         ("seed = 1", "unknown key 'seed'.*did you mean 'seeds'"),
-        ("seeds = ['a']", "seeds: expected a whole number, got 'a'"),
-        ("seeds = [true]", "expected a whole number, got True"),
+        ("seeds = ['a']", r"seeds: expected whole numbers .*, got \['a'\]"),
+        ("seeds = [true]", r"expected whole numbers .*, got \[True\]"),
         ("seeds = []", "seeds: expected at least one"),
-        ("num_samples = 0", "num_samples=0: expected at least 1"),
+        ("num_samples = 0", r"suite\.toml: num_samples: expected a value at least 1, got 0"),
         ("augment = 1", "expected true or false"),
-        ("split = 'train'", "expected one of test, validation"),
+        ("split = 'train'", "expected one of 'test', 'validation'"),
         ("seeds = -1", "whole numbers from 0 to"),
         ("fold = 1", "unknown key 'fold'.*did you mean 'folds'"),
         ("folds = []", "folds: expected at least one"),
-        ("folds = 'some'", "folds: expected a whole number, got 'some'"),
+        ("folds = 'some'", "folds: expected whole numbers .* or all or none, got 'some'"),
         ("validation_share = 1.0", "validation_share=1.0: expected a number from 0 to less"),
         ("validation_share = -0.1", "expected a number from 0"),
         ("validation_share = true", "expected a number, got True"),
@@ -185,6 +185,11 @@ def test_a_file_that_is_none(write, tmp_path):
         read(tmp_path / "none.toml")
     with pytest.raises(DataError, match="expected a suite in TOML"):
         read(write("a = "))
+
+
+def test_a_suite_made_in_python_is_checked_too():
+    with pytest.raises(OptionError, match=r"Suite\(batch_size=0\): expected a value at least 1"):
+        Suite(batch_size=0, methods=entries(["map"], {}))
 
 
 def test_a_comparison_needs_methods():

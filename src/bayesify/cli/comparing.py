@@ -1,24 +1,26 @@
 """`bayesify compare`: run a suite, show its tables, write the page."""
 
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 
-from bayesify.cli.settings import assignments
+from bayesify.cli import flags
+from bayesify.cli.flags import DATA, HOW, MODEL, OUTPUT, SEVERAL, assignments, flag
 from bayesify.cli.showing import show
 from bayesify.cli.watching import Terminal
 from bayesify.core.errors import OptionError
+from bayesify.core.fields import near
 from bayesify.core.options import to_json
 from bayesify.experiments.aspects import ASPECTS
-from bayesify.experiments.choices import near
 from bayesify.experiments.report import records
 from bayesify.experiments.report.page import write
 from bayesify.experiments.run import Outcome, run
-from bayesify.experiments.suite import DEFAULT_METHODS, SCALED, Suite, entries, read
+from bayesify.experiments.suite import DEFAULT_METHODS, FIELDS, SCALED, Suite, entries, read
 from bayesify.methods import METHODS
 
 FAILED, INTERRUPTED = 2, 130
@@ -26,27 +28,75 @@ FAILED, INTERRUPTED = 2, 130
 
 def compare(
     *,
-    out: str,
-    suite: str | None,
-    fresh: bool,
-    json: bool,
-    print_config: bool,
+    data: Annotated[
+        str | None,
+        flag("--data", help=f"{flags.SOURCES_HELP}{SEVERAL} [dim]default digits[/]", panel=DATA),
+    ] = None,
+    models: Annotated[
+        str | None,
+        flag("--model", help=f"{flags.MODELS_HELP}{SEVERAL} [dim]default mlp[/]", panel=MODEL),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        flag(
+            "--methods",
+            help=f"Some of {', '.join(METHODS)}; +ts adds temperature scaling, as in map+ts; all: "
+            f"what suits the model.{SEVERAL} [dim]default {','.join(DEFAULT_METHODS)}[/]",
+            panel=HOW,
+        ),
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        flag(
+            "--set",
+            help="An option of a method or of an aspect, as in stf.temperature=0.1 or "
+            "attacks.eps=0.1,0.3; may be repeated.",
+            panel=HOW,
+            metavar="NAME.OPTION=VALUE",
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        flag(
+            "--suite",
+            help="TOML file that says what to compare; flags win over it.",
+            panel=HOW,
+            metavar="FILE",
+        ),
+    ] = None,
+    evaluate: flags.Evaluate = None,
+    gradient_samples: flags.GradientSamples = None,
+    out: Annotated[
+        str, flag("--out", help="Folder for results.jsonl and report.html.", panel=OUTPUT)
+    ] = "runs/compare",
+    fresh: Annotated[
+        bool, flag("--fresh", help="Start over; earlier results are moved aside.", panel=OUTPUT)
+    ] = False,
+    json: flags.AsJson = False,
+    print_config: flags.PrintConfig = False,
     arguments: list[str],
     **given: Any,
 ) -> int:
-    """Run what is not done; returns the exit code.
+    """Compare methods on the same data: one table, one page of pictures.
 
-    Args:
-        out: Folder of the results.
-        suite: TOML file; flags win over it.
-        fresh: Start over.
-        json: Whether standard output gets the records and nothing else.
-        print_config: Print the suite and stop.
-        arguments: The whole command line, to repeat it.
-        given: The other flags, by fields of `Suite`, and `set`; None where not given.
+    Fits every method with every model, data set, fold and seed, judges each on held-out and on
+    foreign data, and measures what it costs; with --evaluate all also under attack, under
+    corruption, for what it gives away of its training data, and for what can be guaranteed.
+    Finished runs are kept: the same command again does what is missing.
     """
+    texts = given | {"data": data, "models": models}
+    fields = {
+        name: flags.read(FIELDS[name], text) for name, text in texts.items() if text is not None
+    }
+    of_methods, of_aspects = settings_of(set or [], gradient_samples)
     command = shlex.join(["bayesify", *(each for each in arguments if each != "--fresh")])
-    asked = _suite(given, suite, command)
+    fields["command"] = command
+    if suite is None or methods is not None or of_methods:
+        names = DEFAULT_METHODS if methods is None else listed(methods)
+        fields["methods"] = entries(names, of_methods)
+    asked = Suite(**fields) if suite is None else read(suite, **fields)
+    aspects = asked.aspects.changed(None if evaluate is None else listed(evaluate), of_aspects)
+    asked = replace(asked, aspects=aspects)
     if print_config:
         print(dumps(config(asked), indent=2))
         return 0
@@ -60,6 +110,14 @@ def compare(
         page = write(records.read(out), Path(out) / "report.html", title="bayesify compare")
         console.print(f"Pictures and all numbers: {page}", highlight=False, soft_wrap=True)
     return _farewell(outcome, command, console)
+
+
+def made(arguments: list[str]) -> Callable[..., int]:
+    """The command, with the options of a suite for flags."""
+    return flags.with_flags(compare, FIELDS)
+
+
+MADE = {"compare": made}
 
 
 def config(suite: Suite) -> dict[str, Any]:
@@ -78,27 +136,6 @@ def config(suite: Suite) -> dict[str, Any]:
     ]
     plain["literature"] = [vars(each) for each in suite.literature]
     return plain
-
-
-def _suite(given: dict[str, Any], file: str | None, command: str) -> Suite:
-    settings, of_aspects = settings_of(given.pop("set") or [], given.pop("gradient_samples"))
-    names, asked = given.pop("methods"), given.pop("evaluate")
-    fields = {name: value for name, value in given.items() if value is not None}
-    for name in ("data", "models"):
-        if name in fields:
-            fields[name] = listed(fields[name])
-    for name in ("seeds", "folds"):
-        if fields.get(name, "all") != "all":
-            fields[name] = tuple(_number(f"--{name}", each) for each in listed(fields[name]))
-    if fields.get("ood") == "none":
-        fields["ood"] = None
-    if file is None or names is not None or settings:
-        fields["methods"] = entries(listed(names) if names else DEFAULT_METHODS, settings)
-    suite = (
-        Suite(**fields, command=command) if file is None else read(file, **fields, command=command)
-    )
-    aspects = suite.aspects.changed(None if asked is None else listed(asked), of_aspects)
-    return replace(suite, aspects=aspects)
 
 
 def settings_of(
@@ -128,15 +165,6 @@ def settings_of(
 def listed(text: str) -> tuple[str, ...]:
     """What stands between the commas."""
     return tuple(each.strip() for each in text.split(",") if each.strip())
-
-
-def _number(flag: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise OptionError(
-            f"{flag}: expected whole numbers with commas between them, got {text!r}."
-        ) from error
 
 
 def _farewell(outcome: Outcome, command: str, console: Console) -> int:

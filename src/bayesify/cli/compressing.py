@@ -2,10 +2,13 @@
 
 from json import dumps
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 
+from bayesify.cli import flags
 from bayesify.cli.fitting import check_out
+from bayesify.cli.flags import HOW, OUTPUT, flag
 from bayesify.cli.saved import named_models, open_run, own
 from bayesify.core.errors import OptionError
 from bayesify.experiments.results import set_aside
@@ -16,15 +19,25 @@ from bayesify.posteriors.weight import WeightPosterior
 
 def compress(
     *,
-    run: str,
-    model: str | None,
-    out: str | None,
-    codes: int,
-    outliers: float,
-    overwrite: bool,
-    json: bool,
+    run: flags.Run,
+    model: flags.OwnModel = None,
+    out: Annotated[
+        str | None,
+        flag(
+            "--out", help="Folder to write. [dim]default RUN-small[/]", panel=OUTPUT, metavar="DIR"
+        ),
+    ] = None,
+    codes: Annotated[
+        int, flag("--codes", help="Gaussians that the weights share.", panel=HOW)
+    ] = 256,
+    outliers: Annotated[
+        float,
+        flag("--outliers", help="Share of the weights that keep one of their own.", panel=HOW),
+    ] = 0.01,
+    overwrite: flags.Overwrite = False,
+    json: flags.AsJson = False,
 ) -> int:
-    """Write the small posterior and print its bytes; returns the exit code."""
+    """Save a fitted posterior again in a fraction of the bytes, by weights that share Gaussians."""
     place = Path(run).resolve()
     folder = Path(out) if out else place.with_name(f"{place.name}-small")
     if folder.resolve() == place:
@@ -34,7 +47,7 @@ def compress(
     if not isinstance(posterior, WeightPosterior):
         raise OptionError(
             f"{run} holds one network, whose dropout is its noise and takes no room; expected "
-            f"Gaussians over weights, as of bayesify fit --method stf or diagonal-laplace."
+            f"Gaussians over weights, as of bayesify fit stf or diagonal-laplace."
         )
     before = disk_bytes(place)
     small = compressed(posterior, codes=codes, outliers=outliers)

@@ -3,6 +3,7 @@
 import tempfile
 from json import dumps
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 from rich.progress import (
@@ -14,7 +15,9 @@ from rich.progress import (
 )
 from torch import nn
 
+from bayesify.cli import flags
 from bayesify.cli.comparing import listed
+from bayesify.cli.flags import HOW, OUTPUT, SEVERAL, flag
 from bayesify.cli.saved import named_models, open_run
 from bayesify.core.clones import clone
 from bayesify.core.errors import OptionError
@@ -32,18 +35,27 @@ from bayesify.weights.named import assign_
 
 def diagnose(
     *,
-    run: str,
-    model: str | None,
-    starts: int,
-    epochs: int,
-    layers: str | None,
-    seed: int,
+    run: flags.Run,
+    model: flags.OwnModel = None,
+    starts: Annotated[int, flag("--starts", help="Retrainings of each layer.", panel=HOW)] = 4,
+    epochs: Annotated[int, flag("--epochs", help="Of each retraining.", panel=HOW)] = 20,
+    layers: Annotated[
+        str | None,
+        flag("--layers", help=f"Names of modules.{SEVERAL} [dim]default all[/]", panel=HOW),
+    ] = None,
+    seed: Annotated[int, flag("--seed", help="Of random starts and batches.", panel=HOW)] = 0,
     data_dir: str | None,
-    device: str | None,
-    out: str | None,
-    json: bool,
+    device: str,
+    out: Annotated[
+        str | None,
+        flag("--out", help="SVG to write. [dim]default RUN/diagnosis.svg[/]", panel=OUTPUT),
+    ] = None,
+    json: flags.AsJson = False,
 ) -> int:
-    """Print the table and draw the plot; returns the exit code. Arguments are the flags."""
+    """Retrain each layer alone, from random starts: which one should be Bayesian?
+
+    The one whose retrainings predict equally well with other weights. JSON goes beside the SVG.
+    """
     method = MAP(epochs=epochs)
     posterior, notes = open_run(run, device=usable_device(device), named=named_models(model))
     plot = Path(out) if out else Path(run) / "diagnosis.svg"
@@ -96,7 +108,7 @@ def _trained(posterior: WeightPosterior | DropoutPosterior, run: str) -> nn.Modu
     if members > 1:
         raise OptionError(
             f"{run} holds {members} networks, and their mean is none that was trained; expected "
-            f"one, as of bayesify fit --method map."
+            f"one, as of bayesify fit map."
         )
     model = clone(posterior.model).requires_grad_(True)
     assign_(model, posterior.point())

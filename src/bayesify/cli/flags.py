@@ -1,30 +1,27 @@
-"""Flags that several commands share, and the flags that methods' options make."""
+"""Flags: those that several commands share, and those that the fields of options make."""
 
 import inspect
-from collections.abc import Callable
-from types import NoneType
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from bayesify.core.options import Bounds, to_json
-from bayesify.core.types import Where
-from bayesify.data.examples import VALIDATION_SHARE
+from bayesify.core.errors import OptionError
+from bayesify.core.fields import Field, near, shown
 from bayesify.experiments.aspects import ASPECTS
-from bayesify.experiments.choices import alternatives, options_of
-from bayesify.methods import METHODS
+from bayesify.experiments.suite import FIELDS
 from bayesify.models import MODELS
-from bayesify.training.method import Method
 
-DATA, MODEL, HOW, JUDGE, OUTPUT, OPTIONS = (
-    "Data",
-    "Model",
-    "How to fit",
-    "How to judge",
-    "Output",
-    "Options of the method",
-)
+DATA, MODEL, HOW, JUDGE, OUTPUT = "Data", "Model", "How to fit", "How to judge", "Output"
 """Headings of the panels in --help."""
+
+OF = "Options of "
+"""Before a method's name: the heading of its options."""
+
+PANEL = {"weights": MODEL, "split": JUDGE, "ood": JUDGE, "num_samples": JUDGE, "seeds": HOW}
+PANEL |= {"batch_size": HOW, "device": HOW}
+"""Where the fields of a suite are, that are not about data."""
 
 
 def flag(*names: str, help: str, panel: str, metavar: str | None = None) -> Any:
@@ -32,77 +29,7 @@ def flag(*names: str, help: str, panel: str, metavar: str | None = None) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar)
 
 
-DataDir = Annotated[
-    str | None,
-    flag(
-        "--data-dir",
-        help="Folder to look in for the data; also $BAYESIFY_DATA.",
-        panel=DATA,
-        metavar="DIR",
-    ),
-]
-Target = Annotated[
-    str | None,
-    flag("--target", help="Column to predict, of a CSV file.", panel=DATA, metavar="COLUMN"),
-]
-Task = Annotated[
-    str | None,
-    flag(
-        "--task",
-        help="classification, multilabel or regression, where the data do not tell.",
-        panel=DATA,
-        metavar="TASK",
-    ),
-]
-Fold = Annotated[
-    int | None,
-    flag("--fold", help="Which test part, of an .npz file that has several.", panel=DATA),
-]
-Folds = Annotated[
-    str | None,
-    flag(
-        "--folds",
-        help="Which test parts, of an .npz file that has several, as in 0,1,2; all is every one. "
-        "[dim]default the first[/]",
-        panel=DATA,
-    ),
-]
-ValidationShare = Annotated[
-    float | None,
-    flag(
-        "--validation-share",
-        help="How much of what is not for testing is held out of training; 0: nothing. "
-        f"[dim]default {VALIDATION_SHARE}[/]",
-        panel=DATA,
-        metavar="X",
-    ),
-]
-ImageSize = Annotated[
-    int | None,
-    flag(
-        "--image-size",
-        help="Height and width that images of a folder are brought to.",
-        panel=DATA,
-        metavar="PIXELS",
-    ),
-]
-SplitSeed = Annotated[
-    int | None,
-    flag("--split-seed", help="Decides which examples are held out. [dim]default 0[/]", panel=DATA),
-]
-Augment = Annotated[
-    bool | None,
-    flag("--augment", help="Crop and flip training images at random.", panel=DATA),
-]
-Weights = Annotated[
-    str | None,
-    flag(
-        "--weights",
-        help="Safetensors file to load into the model before the fit.",
-        panel=MODEL,
-        metavar="FILE",
-    ),
-]
+Run = Annotated[str, typer.Argument(help="Folder that bayesify fit wrote.", metavar="RUN")]
 OwnModel = Annotated[
     str | None,
     flag(
@@ -111,26 +38,6 @@ OwnModel = Annotated[
         "one: no folder can name code that runs here, only you.",
         panel=MODEL,
         metavar="MODULE:FUNCTION",
-    ),
-]
-BatchSize = Annotated[
-    int | None,
-    flag("--batch-size", help="Examples per batch in training. [dim]default 64[/]", panel=HOW),
-]
-Device = Annotated[
-    str | None,
-    flag("--device", help="Where to compute: cpu, cuda, cuda:1. [dim]default cpu[/]", panel=HOW),
-]
-Samples = Annotated[
-    int | None,
-    flag("--num-samples", help="Weight samples per prediction. [dim]default 32[/]", panel=JUDGE),
-]
-Ood = Annotated[
-    str | None,
-    flag(
-        "--ood",
-        help="Foreign data to recognise, or none. [dim]default photos for images[/]",
-        panel=JUDGE,
     ),
 ]
 Evaluate = Annotated[
@@ -153,14 +60,8 @@ GradientSamples = Annotated[
         panel=JUDGE,
     ),
 ]
-TransferFrom = Annotated[
-    str | None,
-    flag(
-        "--transfer-from",
-        help="Another saved posterior, such as MAP's, whose adversarial inputs are tried too.",
-        panel=JUDGE,
-        metavar="RUN",
-    ),
+Overwrite = Annotated[
+    bool, flag("--overwrite", help="Replace a posterior saved there.", panel=OUTPUT)
 ]
 AsJson = Annotated[
     bool, flag("--json", help="Print JSON on standard output and nothing else there.", panel=OUTPUT)
@@ -178,81 +79,132 @@ MODELS_HELP = (
     f"One of {', '.join(MODELS)}; mlp-50-20 is an mlp with hidden layers of 50 and 20 units; "
     "or module:function of your own."
 )
+SEVERAL = " Commas between several."
+
+_Usage: Any = typer.BadParameter.__bases__[0]
+"""What the parser raises, wherever this version of typer keeps the class."""
 
 
-def with_method_flags(command: Callable[..., Any]) -> inspect.Signature:
-    """The command's signature with the methods' options in place of its `**options`.
+class Command(TyperCommand):
+    """A command that may have options of a method: those are its help, and of no other."""
 
-    An option of the name of a flag that the command has already is reached by `--set` only.
+    def _of_method(self) -> list[Any]:
+        return [e for e in self.params if (getattr(e, "rich_help_panel", "") or "").startswith(OF)]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help; the flags that every method shares stay out of that of one method."""
+        of = self._of_method()
+        for each in self.params if of else ():
+            each.hidden = each not in of  # pyright: ignore[reportAttributeAccessIssue]
+        super().format_help(ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The values of the flags."""
+        of = self._of_method()
+        try:
+            return super().parse_args(ctx, args)
+        except _Usage as error:
+            if not of or not hasattr(error, "possibilities"):
+                raise
+            name, names = error.option_name.lstrip("-"), [e.name or "" for e in self.params]
+            raise OptionError(
+                f"{of[0].rich_help_panel.removeprefix(OF)} has no option --{name}: it has "
+                f"{', '.join(each.opts[0] for each in of)}, beside the flags of every fit"
+                f"{near(name.replace('-', '_'), names)}"
+            ) from error
+
+
+def with_flags(
+    command: Callable[..., int],
+    options: Mapping[str, Field] | None = None,
+    panel: str | None = None,
+) -> Callable[..., int]:
+    """The command as typer reads it: every parameter has a flag.
+
+    Args:
+        command: A parameter that has no flag of its own is a field of `Suite`, or `arguments`: the
+            whole command line. Its `**more` gets those of `options` that are given, as text.
+        options: Fields by name; one that has the name of another flag is reached by --set only.
+        panel: Their heading, None for the fields of a suite.
     """
-    signature = inspect.signature(command)
-    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    taken = {each.name for each in own}
-    return signature.replace(
-        parameters=[*own, *(each for each in method_flags() if each.name not in taken)]
+    own = inspect.signature(command).parameters
+    ready = {name: each for name, each in own.items() if hasattr(each.annotation, "__metadata__")}
+    plain = [e.name for e in own.values() if e.name not in ready and e.kind is e.KEYWORD_ONLY]
+    shared = {name: FIELDS[name] for name in plain if name != "arguments"}
+    more = {name: each for name, each in (options or {}).items() if name not in own}
+    made = [
+        *ready.values(),
+        *(_flag(each, None) for each in shared.values()),
+        *(_flag(each, panel) for each in more.values()),
+        _parameter("debug", Debug, False),
+    ]
+
+    def run(context: typer.Context, **values: Any) -> int:
+        values = {n: each for n, each in values.items() if n != "debug" and n not in more} | {
+            name: values[name] for name in more if values[name] is not None
+        }
+        for name, each in shared.items():
+            values[name] = each.default if values[name] is None else read(each, values[name])
+        if "arguments" in own:
+            values["arguments"] = context.obj
+        return command(**values)
+
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    run.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
+        [context, *(each.replace(kind=each.KEYWORD_ONLY) for each in made)]
     )
+    run.__doc__ = command.__doc__
+    return run
 
 
-def method_flags() -> list[inspect.Parameter]:
-    """One flag for every option that any method has; none is given by default.
+def read(field: Field, text: Any) -> Any:
+    """The value of a flag.
 
-    Help, bounds and defaults come from the fields of the methods' dataclasses.
+    Raises:
+        OptionError: it is of another type, or out of bounds.
     """
-    owners: dict[str, dict[str, type[Method]]] = {}
-    for name, kind in METHODS.items():
-        for option in options_of(kind):
-            owners.setdefault(option, {})[name] = kind
-    return [_method_flag(option, kinds) for option, kinds in owners.items()]
+    return field.read(text, f"{_name(field)}: expected")
 
 
-def _method_flag(option: str, kinds: dict[str, type[Method]]) -> inspect.Parameter:
-    kind: Any = next(iter(kinds.values()))
-    metadata = kind.__dataclass_fields__[option].metadata
-    bounds = metadata.get("bounds", Bounds())
+def assignments(texts: Iterable[str]) -> dict[str, str]:
+    """Values by name, of `--set NAME=VALUE`.
+
+    Raises:
+        OptionError: a text is no assignment.
+
+    Example:
+        >>> assignments(["pretrain.epochs=20"])
+        {'pretrain.epochs': '20'}
+    """
+    values = {}
+    for text in texts:
+        name, equals, value = (each.strip() for each in text.partition("="))
+        if not (name and equals and value):
+            raise OptionError(f"--set {text}: expected NAME=VALUE, such as pretrain.epochs=20.")
+        values[name] = value
+    return values
+
+
+def _name(field: Field) -> str:
+    return f"--{field.name.replace('_', '-')}"
+
+
+def _flag(field: Field, panel: str | None) -> inspect.Parameter:
+    """A flag that is not given by default. A bool of a suite goes without a value."""
+    told = "none" in field.help or field.default is not None
+    limits = "" if field.bounds.choices else field.bounds.describe()
+    text = f"{field.help[:1].upper()}{field.help[1:]}{f' ({limits})' if limits else ''}."
+    kinds = [each.metavar for each in field.kinds if told or each.metavar != "none"]
+    switch = panel is None and field.hint is bool
     info = flag(
-        f"--{option.replace('_', '-')}",
-        help=_help(metadata.get("help", ""), bounds, _defaults(option, kinds)),
-        panel=OPTIONS,
-        metavar="|".join(map(str, bounds.choices or ())) or _metavar(options_of(kind)[option]),
+        _name(field),
+        help=f"{text} [dim]default {shown(field.default)}[/]" if told and not switch else text,
+        panel=panel or PANEL.get(field.name, DATA),
+        metavar=None if switch else "|".join(field.bounds.choices or dict.fromkeys(kinds)),
     )
-    return inspect.Parameter(
-        option,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[str | None, info],  # text: `compare.choices` reads and judges it
-    )
+    return _parameter(field.name, Annotated[bool | None if switch else str | None, info], None)
 
 
-def _help(text: str, bounds: Bounds, defaults: str) -> str:
-    limits = "" if bounds.choices else bounds.describe()
-    return f"{text[:1].upper()}{text[1:]}{f' ({limits})' if limits else ''}. [dim]{defaults}[/]"
-
-
-def _defaults(option: str, kinds: dict[str, type[Method]]) -> str:
-    """Each default with the methods that have it; the methods go unsaid where it is all of them."""
-    owners: dict[str, list[str]] = {}
-    for name, kind in kinds.items():
-        owners.setdefault(_text(getattr(kind(), option)), []).append(name)
-    if len(owners) == 1 and len(kinds) == len(METHODS):
-        return f"default {next(iter(owners))}"
-    return "default " + "; ".join(f"{value} for {', '.join(of)}" for value, of in owners.items())
-
-
-def _text(value: Any) -> str:
-    """A default as the user would type it."""
-    named = {kind: name for name, kind in METHODS.items()}
-    if type(value) in named:
-        return named[type(value)]
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    plain = to_json(value)
-    if isinstance(plain, dict):  # a selector: FirstLayer is first_layer
-        kind = plain["kind"]
-        return "".join(f"_{c.lower()}" if c.isupper() else c for c in kind).lstrip("_")
-    return str(value)
-
-
-def _metavar(hint: Any) -> str:
-    names = {int: "N", float: "X", bool: "true|false", str: "TEXT", Where: "WEIGHTS"}
-    names |= {Method: "METHOD", Literal["auto"]: "auto", NoneType: "none"}
-    return "|".join(dict.fromkeys(names.get(each, "VALUES") for each in alternatives(hint)))
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, annotation=annotation, default=default)

@@ -4,12 +4,14 @@ import shlex
 from datetime import UTC, datetime
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 
 from bayesify import data
+from bayesify.cli import flags
 from bayesify.cli.comparing import listed, settings_of
+from bayesify.cli.flags import DATA, JUDGE, flag
 from bayesify.cli.saved import Notes, named_models, open_run
 from bayesify.core.errors import OptionError
 from bayesify.evaluation.evaluate import Evaluation
@@ -30,26 +32,55 @@ SPLITS = ("test", "validation", "train")
 
 def evaluate(
     *,
-    run: str,
-    model: str | None,
-    source: str | None,
-    data_dir: str | None,
-    split: str,
+    run: flags.Run,
+    model: flags.OwnModel = None,
+    source: Annotated[
+        str | None,
+        flag(
+            "--data",
+            help="Other data of the same kind. [dim]default those of the fit[/]",
+            panel=DATA,
+        ),
+    ] = None,
+    split: Annotated[
+        str, flag("--split", help="Part to judge on: test, validation or train.", panel=JUDGE)
+    ] = "test",
+    evaluate: flags.Evaluate = None,
+    gradient_samples: flags.GradientSamples = None,
+    set: Annotated[
+        list[str] | None,
+        flag(
+            "--set",
+            help="An option of an aspect, as in attacks.eps=0.1,0.3; may be repeated.",
+            panel=JUDGE,
+            metavar="ASPECT.OPTION=VALUE",
+        ),
+    ] = None,
+    transfer_from: Annotated[
+        str | None,
+        flag(
+            "--transfer-from",
+            help="Another saved posterior, such as MAP's, whose adversarial inputs are tried too.",
+            panel=JUDGE,
+            metavar="RUN",
+        ),
+    ] = None,
     ood: str | None,
-    evaluate: str | None,
-    gradient_samples: int | None,
-    set: list[str] | None,
-    transfer_from: str | None,
-    num_samples: int | None,
-    device: str | None,
-    json: bool,
+    num_samples: int,
+    data_dir: str | None,
+    device: str,
+    json: flags.AsJson = False,
     arguments: list[str],
 ) -> int:
-    """Print the evaluation, and keep it; returns the exit code. Arguments are the flags."""
+    """Judge a saved posterior: accuracy, calibration, and how well it knows foreign data.
+
+    With --evaluate all also under attack, under corruption, for what it gives away of its training
+    data, and for what can be guaranteed. The result is kept in RUN/results.jsonl for the report.
+    """
     if split not in SPLITS:
         raise OptionError(f"--split {split}: expected one of {', '.join(SPLITS)}.")
-    if num_samples is not None and num_samples < 1:
-        raise OptionError(f"--num-samples {num_samples}: expected at least 1.")
+    if ood == "each-other":
+        raise OptionError("--ood each-other: expected one data set, none or auto; name it.")
     aspects = _aspects(evaluate, gradient_samples, set or [])
     usable = usable_device(device)
     if "membership" in aspects and (split == "train" or source is not None):
@@ -66,7 +97,7 @@ def evaluate(
             f"--split {split}: that part is empty, since {run} was fitted with "
             f"--validation-share 0; choose test."
         )
-    foreign = ood or ("photos" if splits.is_image else "none")
+    foreign = ("photos" if splits.is_image else None) if ood == "auto" else ood
     other = (
         None if transfer_from is None else open_run(transfer_from, device=usable, named=named)[0]
     )
@@ -75,8 +106,8 @@ def evaluate(
         aspects,
         splits,
         held_out,
-        None if foreign == "none" else data.ood(foreign, like=splits, data_dir=data_dir),
-        num_samples or 32,
+        None if foreign is None else data.ood(foreign, like=splits, data_dir=data_dir),
+        num_samples,
         surrogate=lambda: other,
         tell=told.print,
         on_batch=counter,
@@ -85,14 +116,14 @@ def evaluate(
         result = judge(posterior)
     finally:
         counter.close()
-    described = {"data": splits.name, "split": split, "ood": foreign}
+    described = {"data": splits.name, "split": split, "ood": foreign or "none"}
     record = {
-        **_record(posterior, notes, result, aspects, num_samples or 32),
+        **_record(posterior, notes, result, aspects, num_samples),
         **described,
-        "ood": None if foreign == "none" else foreign,
+        "ood": foreign,
         "command": shlex.join(["bayesify", *arguments]),
     }
-    record["cost"] = cost(posterior, held_out[[0]][0], Path(run), num_samples=num_samples or 32)
+    record["cost"] = cost(posterior, held_out[[0]][0], Path(run), num_samples=num_samples)
     place = ("options", "model", "fold", "seed", "setup", *described)
     contents = [_contents(run), None if transfer_from is None else _contents(transfer_from)]
     record["cell"] = digest([{name: record[name] for name in place}, contents])
@@ -100,7 +131,7 @@ def evaluate(
     if json:
         print(dumps({"run": run, **described, **result.to_json()}))
         return 0
-    against = "" if foreign == "none" else f", against {foreign}"
+    against = "" if foreign is None else f", against {foreign}"
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{run} on {splits.name}, {split} part{against}")
     console.print(str(result), markup=False)

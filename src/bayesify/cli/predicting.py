@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable
 from json import dumps
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import torch
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from bayesify.cli import flags
+from bayesify.cli.flags import OUTPUT, flag
 from bayesify.cli.saved import Notes, named_models, open_run
 from bayesify.core.errors import OptionError
 from bayesify.core.types import Named
@@ -28,21 +31,31 @@ SHOWN = 20
 
 def predict(
     *,
-    run: str,
-    model: str | None,
-    inputs: str,
-    out: str | None,
-    num_samples: int | None,
-    device: str | None,
-    json: bool,
+    run: flags.Run,
+    inputs: Annotated[
+        str,
+        typer.Argument(
+            help="An .npz file with x, a .csv file with the training columns, an image, or a "
+            "folder of images.",
+            metavar="INPUT",
+        ),
+    ],
+    model: flags.OwnModel = None,
+    out: Annotated[
+        str | None,
+        flag(
+            "--out", help="CSV file to write. [dim]default print[/]", panel=OUTPUT, metavar="FILE"
+        ),
+    ] = None,
+    num_samples: int,
+    device: str,
+    json: flags.AsJson = False,
 ) -> int:
-    """Predict every input; returns the exit code. Arguments are the command's flags."""
-    if num_samples is not None and num_samples < 1:
-        raise OptionError(f"--num-samples {num_samples}: expected at least 1.")
+    """Predict new inputs with a saved posterior, and say how sure it is of each."""
     posterior, notes = open_run(run, device=usable_device(device), named=named_models(model))
     names, x = notes.intake.read(inputs)
     loader = as_loader((x, torch.zeros(len(x))), batch_size=256, shuffle=False)
-    values = collect_unlabelled(posterior, loader, num_samples=num_samples or 32)
+    values = collect_unlabelled(posterior, loader, num_samples=num_samples)
     rows = [
         {"input": name, **row}
         for name, row in zip(names, _ROWS[notes.task](values, notes), strict=True)

@@ -8,13 +8,14 @@ evaluate = ["attacks", "membership"]    # "all" is all but shadows, which fit ma
 eps = [0.1, 0.3]
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from typing import Any
 
 from bayesify.core.errors import OptionError
-from bayesify.experiments.choices import near, with_options
+from bayesify.core.fields import near
+from bayesify.core.options import table
+from bayesify.experiments.choices import with_options
 
 ASPECTS = ("attacks", "corruptions", "membership", "certificates", "far-away", "shadows")
 ALL = ("attacks", "corruptions", "membership", "certificates", "far-away")
@@ -65,8 +66,8 @@ class Aspects:
         made = {}
         for name in chosen:
             if name in _OPTIONS:
-                start = self.options.get(name) or _kind(name)()
-                made[name] = with_options(start, dict(settings.get(name, {})))
+                start = self.options.get(name) or table(_OPTIONS[name])()
+                made[name] = with_options(start, settings.get(name, {}))
             elif settings.get(name):
                 raise OptionError(f"{name} has no options, got {', '.join(settings[name])}.")
         return Aspects(chosen, made)
@@ -88,8 +89,3 @@ def _named(names: Iterable[str]) -> tuple[str, ...]:
             )
         found |= dict.fromkeys(ALL if name == "all" else () if name == "none" else (name,))
     return tuple(name for name in ASPECTS if name in found)
-
-
-def _kind(name: str) -> Callable[[], Any]:
-    module, kind = _OPTIONS[name].split(":")
-    return getattr(import_module(module), kind)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bayesify.core.errors import OptionError
-from bayesify.experiments.choices import near
+from bayesify.core.fields import near
 from bayesify.experiments.report.columns import METRICS
 from bayesify.experiments.report.records import Record
 

@@ -15,7 +15,7 @@ from bayesify.data.examples import VALIDATION_SHARE, Examples, Splits
 from bayesify.data.loading import evenly, subset
 from bayesify.data.sources import SOURCES, find_path
 from bayesify.experiments.cell import Cell, digest
-from bayesify.experiments.likelihood import typed
+from bayesify.experiments.choices import likelihood_options
 from bayesify.experiments.suite import Entry, Suite
 from bayesify.training.method import Method
 
@@ -59,7 +59,7 @@ def arenas(suite: Suite) -> list[Arena]:
             build(suite, folds[0], model, seed=suite.seeds[0])
         for entry in suite.methods:
             check_certifiable(entry.method, suite.weights)
-            typed(folds[0].splits.task, entry.likelihood)
+            likelihood_options(folds[0].splits.task, entry.likelihood)
         ready += folds
     return ready
 
@@ -141,7 +141,7 @@ def usable_device(name: str | None) -> str:
 
 
 def _noise(entry: Entry, arena: Arena) -> dict[str, Any]:
-    options = typed(arena.splits.task, entry.likelihood)
+    options = likelihood_options(arena.splits.task, entry.likelihood)
     return {"likelihood": options} if options else {}
 
 

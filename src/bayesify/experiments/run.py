@@ -12,8 +12,8 @@ from bayesify.core.options import to_json
 from bayesify.evaluation.findings import Findings
 from bayesify.evaluation.temperature import temperature_scaled
 from bayesify.experiments.cell import Cell
+from bayesify.experiments.choices import likelihood_of
 from bayesify.experiments.judging import Judge
-from bayesify.experiments.likelihood import likelihood_of
 from bayesify.experiments.measure import (
     cost,
     git_revision,

@@ -21,15 +21,17 @@ for more to be measured, with options in a table `[attacks]`: see `aspects.py`.
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from bayesify.core.errors import DataError, OptionError
+from bayesify.core.fields import fields_of, near
+from bayesify.core.options import check_options, option
 from bayesify.data import check_validation_share
 from bayesify.data.examples import VALIDATION_SHARE
 from bayesify.experiments.aspects import ASPECTS, Aspects
-from bayesify.experiments.choices import combinations, flat, grid, near
+from bayesify.experiments.choices import combinations, flat, grid
 from bayesify.experiments.literature import Literature, read_literature
 from bayesify.methods import METHODS
 from bayesify.methods.members.map import MAP
@@ -68,56 +70,50 @@ class Entry:
 
 @dataclass(frozen=True)
 class Suite:
-    """A comparison.
+    """A comparison. Its options are keys of a suite file, and flags."""
 
-    Args:
-        data: Sources, as `bayesify.data.splits` takes them.
-        models: Names, as `bayesify.models.build` takes them.
-        methods: What is compared.
-        seeds: Of the initial weights and the fit.
-        split: The part that is judged on: "test", or "validation" for choosing options.
-        ood: Foreign data; "auto" is photographs where the data are images; "each-other" the data
-            of the suite next in line, so that of two each is foreign to the other; None: none.
-        aspects: What is measured beside quality, foreign data and cost.
-        num_samples: Weight samples per prediction.
-        batch_size: Examples a batch in training.
-        weights: Safetensors file that is loaded into the model before the fit.
-        augment: Whether training images are cropped and flipped at random.
-        data_dir: Where to look for the data.
-        target: Column to predict, of a CSV file.
-        task: "classification", "multilabel" or "regression"; None: decided by the data.
-        folds: Which of the given test parts, of data that have several; "all" is every one, and
-            None the first or only one. Folds are averaged over, as seeds are.
-        image_size: Height and width that images of a folder are brought to.
-        split_seed: Decides which examples are held out; the same for all seeds, so that no
-            example that is judged on was ever learnt from.
-        validation_share: How much of what is not for testing is held out of training; 0: nothing.
-        device: Where to train.
-        command: The command line that asked for it, to be repeated.
-        literature: Published numbers to show beside the results.
-    """
-
-    data: tuple[str, ...] = ("digits",)
-    models: tuple[str, ...] = ("mlp",)
-    methods: tuple[Entry, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
-    split: str = "test"
-    ood: str | None = "auto"
-    aspects: Aspects = field(default_factory=Aspects)
-    num_samples: int = 32
-    batch_size: int = 64
-    weights: str | None = None
-    augment: bool = False
-    data_dir: str | None = None
-    target: str | None = None
-    task: str | None = None
-    folds: tuple[int, ...] | Literal["all"] | None = None
-    image_size: int | None = None
-    split_seed: int = 0
-    validation_share: float = VALIDATION_SHARE
-    device: str = "cpu"
-    command: str = ""
-    literature: tuple[Literature, ...] = ()
+    data: tuple[str, ...] = option(("digits",), help="sources, as `bayesify.data.splits` takes")
+    models: tuple[str, ...] = option(("mlp",), help="names, as `bayesify.models.build` takes")
+    methods: tuple[Entry, ...] = option((), help="what is compared")
+    seeds: tuple[int, ...] = option((0, 1, 2), help="of the initial weights and the fits")
+    split: str = option(
+        "test", help="part to judge on; validation is for choosing options", choices=SPLITS
+    )
+    ood: str | None = option(
+        "auto",
+        help="foreign data to recognise; auto: photographs, where the data are images; "
+        "each-other, of compare: the data next in line; none",
+    )
+    aspects: Aspects = option(Aspects(), help="what is measured beside quality, OOD and cost")
+    num_samples: int = option(32, help="weight samples per prediction", at_least=1)
+    batch_size: int = option(64, help="examples per batch in training", at_least=1)
+    weights: str | None = option(
+        None, help="safetensors file that is loaded into the model before the fit"
+    )
+    augment: bool = option(False, help="crop and flip training images at random")
+    data_dir: str | None = option(None, help="folder to look in for the data; also $BAYESIFY_DATA")
+    target: str | None = option(None, help="column to predict, of a CSV file")
+    task: str | None = option(
+        None, help="classification, multilabel or regression, where the data do not tell"
+    )
+    folds: tuple[int, ...] | Literal["all"] | None = option(
+        None,
+        help="which of the given test parts, of an .npz file that has several: their average "
+        "counts, as over seeds; all: every one; none: the first",
+    )
+    image_size: int | None = option(
+        None, help="height and width that images of a folder are brought to"
+    )
+    split_seed: int = option(
+        0, help="decides which examples are held out, whatever the seed of the fit"
+    )
+    validation_share: float = option(
+        VALIDATION_SHARE,
+        help="how much of what is not for testing is held out of training; 0: nothing",
+    )
+    device: str = option("cpu", help="where to compute: cpu, cuda, cuda:1")
+    command: str = option("", help="the command line that asked for it, to be repeated")
+    literature: tuple[Literature, ...] = option((), help="published numbers beside the results")
 
     @property
     def trained(self) -> Entry:
@@ -129,16 +125,12 @@ class Suite:
         for name in ("data", "models", "methods", "seeds", "folds"):
             if getattr(self, name) in ((), ""):
                 raise OptionError(f"{name}: expected at least one to compare, got none.")
-        if self.split not in SPLITS:
-            raise OptionError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}.")
+        check_options(self)
         if self.folds != "all" and isinstance(self.folds, str):
             raise OptionError(f"folds={self.folds!r}: expected 'all' or whole numbers.")
         if self.ood == "each-other" and len(self.data) < 2:
             raise OptionError("ood='each-other': expected two data sets or more, got one.")
         self._check_validation()
-        for name in ("num_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}={getattr(self, name)}: expected at least 1.")
         if not all(0 <= seed < 2**32 for seed in self.seeds):
             raise OptionError(f"seeds={self.seeds}: expected whole numbers from 0 to 2**32 - 1.")
         labels = [entry.label for entry in self.methods]
@@ -157,6 +149,11 @@ class Suite:
                 f"{', '.join(wanted)}: expected a validation part, got validation_share=0, which "
                 f"cuts none; raise it, or leave out what needs it."
             )
+
+
+ASIDE = ("methods", "aspects", "command", "literature")
+FIELDS = {name: each for name, each in fields_of(Suite).items() if name not in ASIDE}
+"""What a file or a flag says in one value."""
 
 
 def entries(names: Iterable[str], settings: Mapping[str, Mapping[str, Any]]) -> tuple[Entry, ...]:
@@ -204,16 +201,16 @@ def read(path: str | Path, **overrides: Any) -> Suite:
         raise DataError(f"{path}: expected a suite in TOML, got none ({reason}).") from error
     methods, literature = table.pop("method", None), table.pop("literature", [])
     aspects = _aspects(path, table)
-    aside = ("methods", "command", "literature", "aspects")
-    known = {each.name: each for each in fields(Suite) if each.name not in aside}
-    for key in table:
-        if key not in known:
+    given = {}
+    for key, value in table.items():
+        if key not in FIELDS:
             raise OptionError(
-                f"{path}: unknown key {key!r}; expected {', '.join(known)}, evaluate, [[method]], "
+                f"{path}: unknown key {key!r}; expected {', '.join(FIELDS)}, evaluate, [[method]], "
                 f"[[literature]] or a table of an aspect ({', '.join(ASPECTS)})"
-                f"{near(key, (*known, 'evaluate', *ASPECTS))}"
+                f"{near(key, (*FIELDS, 'evaluate', *ASPECTS))}"
             )
-    given = {key: _field(f"{path}: {key}", key, value) for key, value in table.items()}
+        single = key in ("data", "models") and isinstance(value, str)  # may have commas
+        given[key] = FIELDS[key].read([value] if single else value, f"{path}: {key}: expected")
     for name in () if "models" in overrides else given.get("models", ()):
         if is_code(name):
             raise OptionError(
@@ -249,12 +246,12 @@ def _named(name: str) -> Sequence[str]:
 def _entries(row: Mapping[str, Any]) -> list[Entry]:
     options = flat({key: each for key, each in row.items() if key not in ("name", "label")})
     name = row["name"]
-    of_noise = {key: each for key, each in options.items() if key.startswith(NOISE)}
-    made = grid(
-        name.removesuffix(SCALED),
-        {key: each for key, each in options.items() if key not in of_noise},
-    )
-    lists = {key: each if isinstance(each, list) else [each] for key, each in of_noise.items()}
+    lists = {
+        key: each if isinstance(each := options.pop(key), list) else [each]
+        for key in [*options]
+        if key.startswith(NOISE)
+    }
+    made = grid(name.removesuffix(SCALED), options)
     label = row.get("label", name)
     return [
         Entry(
@@ -277,27 +274,3 @@ def _rows(path: str | Path, methods: Any) -> list[Mapping[str, Any]]:
                 f"{path}: expected every [[method]] to have a name, one of {', '.join(METHODS)}."
             )
     return methods
-
-
-def _field(where: str, key: str, value: Any) -> Any:
-    """A value of the type that `Suite` has by default; a single value may stand for a list."""
-    if key == "folds" and value == "all":
-        return value
-    if key in ("data", "models", "seeds", "folds"):
-        values = value if isinstance(value, list) else [value]
-        kind = str if key in ("data", "models") else int
-        return tuple(_checked(where, each, kind) for each in values)
-    if key == "ood" and value == "none":
-        return None
-    kinds = {"augment": bool, "validation_share": float}
-    kinds |= dict.fromkeys(("num_samples", "batch_size", "image_size", "split_seed"), int)
-    return _checked(where, value, kinds.get(key, str))
-
-
-def _checked(where: str, value: Any, kind: type) -> Any:
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise OptionError(f"{where}: expected {words[kind]}, got {value!r}.")
-    return value

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bayesify.core.batches import rows
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.core.types import Inputs
 from bayesify.methods.members.map import MAP
 from bayesify.posteriors.dropout import DropoutPosterior
@@ -28,7 +28,6 @@ from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain
 from bayesify.training.problem import Problem
 
 
-@register
 @dataclass(frozen=True)
 class MCDropout(Method):
     """Predict with the dropout that the network was trained with.

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from bayesify.core.errors import OptionError, UnsupportedModelError
 from bayesify.core.modes import train_
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.low_rank_normal import LowRankNormal
 from bayesify.forward.batch_norm import batch_norms, recalibrate_
@@ -57,7 +57,6 @@ goes as its inverse, so that a rate which suits one noise diverges under a small
 """
 
 
-@register
 @dataclass(frozen=True)
 class SWAG(Method):
     """Gaussian noise around the average of SGD's iterates, as wide as they wander.

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from bayesify.core.errors import OptionError, UnsupportedModelError
-from bayesify.core.options import register
 from bayesify.core.types import Inputs, Named, Where
 from bayesify.tracing.trace import reads
 from bayesify.weights.named import weights_of
@@ -39,7 +38,6 @@ ELEMENTWISE = {
 """What adds, scales or joins weights: no layer, however many axes these have."""
 
 
-@register
 @dataclass(frozen=True)
 class FirstLayer:
     """The weights of the layer that runs first; it must have a matrix weight (linear, conv, ...).
@@ -54,7 +52,6 @@ class FirstLayer:
         return _layer_at(0, model, example, "first_layer")
 
 
-@register
 @dataclass(frozen=True)
 class LastLayer:
     """The weights of the layer that runs last; it must have a matrix weight.
@@ -69,7 +66,6 @@ class LastLayer:
         return _layer_at(-1, model, example, "last_layer")
 
 
-@register
 @dataclass(frozen=True)
 class AllWeights:
     """Every weight of the model.
@@ -84,7 +80,6 @@ class AllWeights:
         return list(weights_of(model))
 
 
-@register
 @dataclass(frozen=True)
 class Matrices:
     """The weights of two axes or more: matrices, kernels, embeddings; no biases, no norms.
@@ -109,7 +104,6 @@ class Matrices:
         return chosen
 
 
-@register
 @dataclass(frozen=True)
 class Matching:
     """The weights whose name matches one of the shell-style patterns. Use `matching(...)`."""
@@ -142,6 +136,15 @@ class Matching:
             f"like {', '.join(near)}. Shell-style wildcards are allowed."
         )
 
+
+SELECTORS: dict[str, type] = {
+    "first_layer": FirstLayer,
+    "last_layer": LastLayer,
+    "all_weights": AllWeights,
+    "matrices": Matrices,
+    "matching": Matching,
+}
+"""Those of the library; in JSON each goes by the name of its class."""
 
 first_layer = FirstLayer()
 last_layer = LastLayer()

@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from bayesify.core.batches import batch_size, to_device
 from bayesify.core.clones import clone
 from bayesify.core.errors import OptionError, UnsupportedLayerError, UnsupportedModelError
-from bayesify.core.options import ByTask, check_options, option, register
+from bayesify.core.options import ByTask, check_options, option
 from bayesify.core.streams import stream
 from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.matrix_normal import Layer, MatrixNormal
@@ -80,7 +80,6 @@ the noise, well below 1; where labels have become certain F vanishes and V rises
 """
 
 
-@register
 @dataclass(frozen=True)
 class BALI(LayerwiseOptions, Method):
     """Bayesian layerwise inference.

@@ -32,7 +32,7 @@ from torch import Tensor
 from bayesify.core.batches import rows
 from bayesify.core.errors import DivergenceError, OptionError
 from bayesify.core.modes import evaluating
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.forward.outputs import squared_gradients
@@ -46,7 +46,6 @@ from bayesify.training.problem import Problem
 from bayesify.weights.select import all_weights
 
 
-@register
 @dataclass(frozen=True)
 class DiagonalLaplace(Method):
     """Gaussian noise around a trained net, small where its outputs are sensitive.

@@ -31,7 +31,7 @@ from torch import Tensor
 from bayesify.core.batches import rows
 from bayesify.core.errors import DivergenceError
 from bayesify.core.modes import evaluating
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.core.streams import stream
 from bayesify.core.types import Inputs, Where
 from bayesify.distributions.base import WeightDistribution
@@ -52,7 +52,6 @@ TOLERANCE = 1e-3
 """Largest deviation of outputs from their linearisation, as a part of the largest change."""
 
 
-@register
 @dataclass(frozen=True)
 class Laplace(Method):
     """Gaussian around a trained net, of full, Kronecker or diagonal precision.

@@ -34,7 +34,7 @@ import torch
 
 from bayesify.core.errors import OptionError
 from bayesify.core.modes import held_modes
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.core.types import Named, Where
 from bayesify.distributions.low_rank_particles import LowRankParticles
 from bayesify.forward.batch_norm import batch_norms, recalibrate_, statistics_of
@@ -52,7 +52,6 @@ NOISE = 0.1
 """Of the first differences, without which members around one network hardly come to differ."""
 
 
-@register
 @dataclass(frozen=True)
 class Bella(Method):
     """Low-rank members around a trained network, also in weights that it holds frozen.

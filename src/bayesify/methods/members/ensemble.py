@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from bayesify.core.modes import train_
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.distributions.particles import Particles
 from bayesify.methods.members.fresh import fresh_starts
 from bayesify.methods.members.training import Training, train_members
@@ -27,7 +27,6 @@ from bayesify.training.method import Method
 from bayesify.training.problem import Problem
 
 
-@register
 @dataclass(frozen=True)
 class Ensemble(Method):
     """Deep ensemble of `members` networks, each from a random start of its own.

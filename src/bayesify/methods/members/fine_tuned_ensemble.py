@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bayesify.core.clones import clone
 from bayesify.core.modes import train_
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.core.types import Inputs, Where
 from bayesify.distributions.particles import Particles
 from bayesify.forward.batch_norm import batch_norms
@@ -29,7 +29,6 @@ from bayesify.training.problem import Problem
 from bayesify.weights.named import assign_
 
 
-@register
 @dataclass(frozen=True)
 class FineTunedEnsemble(Method):
     """`members` networks fine-tuned from the same weights.

@@ -11,7 +11,7 @@ Cost: that of ordinary training.
 from dataclasses import dataclass
 
 from bayesify.core.modes import train_
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.distributions.particles import Particles
 from bayesify.methods.members.training import Training, train_members
 from bayesify.training.loop import GradientRun
@@ -19,7 +19,6 @@ from bayesify.training.method import Method
 from bayesify.training.problem import Problem
 
 
-@register
 @dataclass(frozen=True)
 class MAP(Method):
     """Maximum a posteriori: train the network as it is.

@@ -16,7 +16,7 @@ Cost: that of the ensemble and O(M^2 P) for P weights.
 from dataclasses import dataclass
 
 from bayesify.core.modes import train_
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.distributions.particles import Particles
 from bayesify.methods.members.fresh import fresh_starts
 from bayesify.methods.members.training import Training, train_members
@@ -25,7 +25,6 @@ from bayesify.training.method import Method
 from bayesify.training.problem import Problem
 
 
-@register
 @dataclass(frozen=True)
 class SVGD(Method):
     """Stein variational gradient descent over all weights.

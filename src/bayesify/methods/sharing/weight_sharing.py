@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from bayesify.core.errors import OptionError, UnsupportedModelError
-from bayesify.core.options import check_options, option, register
+from bayesify.core.options import check_options, option
 from bayesify.core.types import Inputs, Named
 from bayesify.distributions.base import Located
 from bayesify.distributions.mean_field import MeanField, magnitudes
@@ -59,7 +59,6 @@ dead unit need not have moved at all.
 """
 
 
-@register
 @dataclass(frozen=True)
 class WeightSharing(Method):
     """Gaussians shared by many weights, around a network that is trained first.

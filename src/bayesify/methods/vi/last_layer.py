@@ -16,14 +16,13 @@ the network itself.
 
 from dataclasses import dataclass
 
-from bayesify.core.options import ByTask, option, register
+from bayesify.core.options import ByTask, option
 from bayesify.core.types import Where
 from bayesify.methods.vi.mean_field import MeanFieldVI
 from bayesify.training.method import PRETRAIN_HELP, Pretrain
 from bayesify.weights.select import last_layer
 
 
-@register
 @dataclass(frozen=True)
 class LastLayerVI(MeanFieldVI):
     """Bayesian last layer on a trained network.

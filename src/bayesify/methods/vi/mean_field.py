@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bayesify.core.options import ByTask, check_options, option, register
+from bayesify.core.options import ByTask, check_options, option
 from bayesify.core.types import Inputs, Named, Where
 from bayesify.distributions.mean_field import MeanField, magnitudes
 from bayesify.distributions.priors import NormalPrior
@@ -41,7 +41,6 @@ from bayesify.weights.noise_scope import noise_scopes
 from bayesify.weights.select import all_weights
 
 
-@register
 @dataclass(frozen=True)
 class MeanFieldVI(Method):
     """Mean-field Gaussian posterior over the weights that `where` chooses.

@@ -14,14 +14,13 @@ Cost: 2 |w1| parameters; about 2/3 of an ordinary training step; S forward passe
 
 from dataclasses import dataclass
 
-from bayesify.core.options import ByTask, option, register
+from bayesify.core.options import ByTask, option
 from bayesify.core.types import Where
 from bayesify.methods.vi.mean_field import MeanFieldVI
 from bayesify.training.method import PRETRAIN_HELP, Pretrain
 from bayesify.weights.select import first_layer
 
 
-@register
 @dataclass(frozen=True)
 class STF(MeanFieldVI):
     """Bayesian first layer on a trained network.
