@@ -45,6 +45,7 @@ class TrainingData:
             known: Numbers that are not what this pass has, by the names of the attributes.
 
         Example:
+            >>> import torch
             >>> x, y = torch.randn(10, 4), torch.zeros(10)
             >>> data = TrainingData.of(lambda: zip(x.split(4), y.split(4)))
             >>> data.num_data, data.steps_per_epoch, len(data.smallest[1])
