@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -414,6 +415,27 @@ def test_a_method_that_begins_at_one_network_refuses_several_before_anything_is_
     with pytest.raises(OptionError, match=r"trains 2, whose mean is no network"):
         fit(model, (X, Y), method, callbacks=[watcher])
     assert not watcher.trained
+
+
+class Unread(Method):
+    """MAP whose steps leave their terms as tensors, as on an accelerator."""
+
+    def start(self, problem):
+        run = MAP(epochs=2).start(problem)
+        run._looks = False
+        return run
+
+
+def test_terms_that_nobody_has_read_are_numbers_in_the_record_and_to_callbacks(monkeypatch):
+    monkeypatch.setattr("bayesify.training.fit.to_json", lambda method: {})
+    watchers, losses = (Watcher(), Watcher()), []
+    for method, watcher in zip((MAP(epochs=2), Unread()), watchers, strict=True):
+        posterior = fit(net(), (X, Y), method, seed=1, callbacks=[watcher])
+        losses.append([json.loads(json.dumps(each))["loss"] for each in posterior.record.history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    steps = [[event for event in each.events if event[0] == "step"] for each in watchers]
+    assert steps[0] == steps[1]
+    assert all(isinstance(loss, float) for _, loss in steps[1])
 
 
 class Breaks(Method):

@@ -32,7 +32,7 @@ from bayesify.training.checks import check_data, check_held_out
 from bayesify.training.cost import CostMeter, FlopCounter
 from bayesify.training.data import Batches, TrainingData
 from bayesify.training.holdout import CertifyingPart, cut
-from bayesify.training.method import Method
+from bayesify.training.method import Log, Method
 from bayesify.training.problem import Problem
 from bayesify.training.rehearsal import in_words, step_on_smallest
 from bayesify.training.soundness import check_sound
@@ -293,7 +293,7 @@ def _train(
                     else:
                         logs.append(run.step(inputs, target))
                     for callback in callbacks:
-                        callback.on_step(logs[-1])
+                        callback.on_step({name: float(each) for name, each in logs[-1].items()})
                 run.end_epoch(epoch)
                 history.append({"phase": phase, "epoch": epoch, **_means(logs)})
                 for callback in callbacks:
@@ -315,7 +315,12 @@ def _batches(batches: Iterator[Any], device: torch.device) -> Iterator[tuple[Inp
         yield to_device(split_batch(batch), device)
 
 
-def _means(logs: list[dict[str, float]]) -> dict[str, float]:
+def _means(logs: list[Log]) -> dict[str, float]:
     """Over the steps that gave a number; a method that undid a step has none to give."""
-    given = {name: [log[name] for log in logs if log[name] == log[name]] for name in logs[0]}
-    return {name: sum(each) / len(each) if each else math.nan for name, each in given.items()}
+    means = {}
+    for name, first in logs[0].items():
+        values = [log[name] for log in logs]
+        numbers = torch.stack(values).tolist() if isinstance(first, Tensor) else values
+        given = [each for each in numbers if each == each]
+        means[name] = sum(given) / len(given) if given else math.nan
+    return means

@@ -4,7 +4,7 @@ A run owns the distribution, the optimiser and the schedule; `fit` feeds it with
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -22,6 +22,10 @@ PRETRAIN_HELP = (
 )
 
 
+Log = dict[str, Any]
+"""Numbers by name, or tensors of one number on an accelerator that nobody has waited for."""
+
+
 class Run(Protocol):
     """A method at work on one problem."""
 
@@ -30,7 +34,7 @@ class Run(Protocol):
         """Passes over the data that it wants."""
         ...
 
-    def step(self, inputs: Inputs, target: Tensor) -> dict[str, float]:
+    def step(self, inputs: Inputs, target: Tensor) -> Log:
         """Learn from one batch; returns what is worth logging, `loss` among it."""
         ...
 
@@ -46,9 +50,7 @@ class Run(Protocol):
 class StreamRun(Run, Protocol):
     """A run that can learn from any batch at any time."""
 
-    def update(
-        self, inputs: Inputs, target: Tensor, *, forgetting: float | None = None
-    ) -> dict[str, float]:
+    def update(self, inputs: Inputs, target: Tensor, *, forgetting: float | None = None) -> Log:
         """Learn from a batch that has arrived; what was learnt before fades at the given rate."""
         ...
 

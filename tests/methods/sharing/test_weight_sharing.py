@@ -20,7 +20,7 @@ from bayesify import (
     matrices,
     save,
 )
-from bayesify.core.errors import OptionError, UnsupportedModelError
+from bayesify.core.errors import DivergenceError, OptionError, UnsupportedModelError
 from bayesify.core.options import from_json, to_json
 from bayesify.distributions.mean_field import MeanField
 from bayesify.distributions.shared.normal import LAWS, SharedNormal
@@ -162,6 +162,16 @@ def problem() -> Problem:
 def test_the_source_is_an_instance_of_a_method(source):
     with pytest.raises(OptionError, match="expected an instance of a method"):
         WeightSharing(mean_field=source)
+
+
+def test_what_tuning_has_not_looked_at_is_looked_at_when_its_epoch_ends(problem):
+    run = replace(PLAIN, epochs=2).start(problem)
+    for x, y in problem.data.batches():
+        run.step(x, y)
+    run.end_epoch(0)
+    run._run._sound = torch.tensor(False)  # as on an accelerator, after a loss that is no number
+    with pytest.raises(DivergenceError, match="diverged in epoch 0"):
+        run.end_epoch(1)
 
 
 @pytest.mark.parametrize("order", [1, -1])

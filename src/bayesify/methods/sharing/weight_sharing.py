@@ -201,8 +201,9 @@ class SharingRun:
 
     def end_epoch(self, epoch: int) -> None:
         """Share when the source has ended; later merge and finish."""
+        done = epoch + 1 - self._source_run.epochs
+        self._run.end_epoch(epoch if self._tuning is None else done - 1)
         if self._tuning is None:
-            self._source_run.end_epoch(epoch)
             if epoch + 1 < self._source_run.epochs:
                 return
             source, q = self._shared()
@@ -214,7 +215,6 @@ class SharingRun:
                 )
                 return
         else:
-            done = epoch + 1 - self._source_run.epochs
             if done < self.method.epochs:
                 if done <= self.method.epochs * 2 // 3:
                     self._tuning.restructure()
