@@ -59,3 +59,18 @@ def test_the_point_averages_weights_and_keeps_counts():
     torch.testing.assert_close(point["0.weight"], want.detach())
     assert point["1.num_batches_tracked"] == 5
     functional_call(models[0], point, (NETS["cnn"].inputs(2),))
+
+
+def test_a_member_that_shares_is_the_network_itself():
+    net = NETS["cnn"].model()
+    net.requires_grad_(True)
+    next(net.parameters()).requires_grad_(False)
+    q = Particles.sharing(net)
+    assert q.frozen == [next(iter(dict(net.named_parameters())))]
+    with torch.no_grad():
+        for each in [*q.members.parameters(), *q.statistics.buffers()]:
+            each.add_(1)
+    held = dict(net.named_parameters()) | dict(net.named_buffers())
+    for name, each in q.stacked().items():
+        assert each.data_ptr() == held[name].data_ptr()
+        torch.testing.assert_close(each[0].detach(), held[name].detach())

@@ -22,9 +22,10 @@ class Particles(Members):
     """M members.
 
     Args:
-        weights: Name -> (M, *shape). Copied.
-        buffers: Name -> (M, *shape), changed in place by layers in train mode. Copied.
+        weights: Name -> (M, *shape).
+        buffers: Name -> (M, *shape), changed in place by layers in train mode.
         frozen: Names of weights that are held, but not learnt.
+        copy: Whether weights and buffers are copied, or learnt in the memory that they have.
 
     Example:
         >>> q = Particles.of_models([nn.Linear(2, 1), nn.Linear(2, 1)])
@@ -32,12 +33,20 @@ class Particles(Members):
         torch.Size([2, 1, 2])
     """
 
-    def __init__(self, weights: Named, buffers: Named, *, frozen: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        weights: Named,
+        buffers: Named,
+        *,
+        frozen: Collection[str] = (),
+        copy: bool = True,
+    ) -> None:
         super().__init__()
-        self.members = Store(copied(weights), trainable=True)
+        own = copied if copy else dict
+        self.members = Store(own(weights), trainable=True)
         for name, each in self.members.named().items():
             each.requires_grad_(name not in frozen)
-        self.statistics = Store(copied(buffers), trainable=False)
+        self.statistics = Store(own(buffers), trainable=False)
 
     @classmethod
     def of_models(cls, models: list[nn.Module]) -> Self:
@@ -48,17 +57,17 @@ class Particles(Members):
         return cls(
             stacked([weights_of(model) for model in models]),
             stacked([buffers_of(model) for model in models]),
-            frozen=[n for n, each in models[0].named_parameters() if not each.requires_grad],
+            frozen=_frozen(models[0]),
         )
 
     @classmethod
     def sharing(cls, model: nn.Module) -> Self:
         """The one member that `model` is, in its memory: what is learnt changes the model too."""
-        q = cls.of_models([model])
-        for own, place in ((q.members, weights_of(model)), (q.statistics, buffers_of(model))):
-            for name, each in own.named().items():
-                each.data = place[name].detach().unsqueeze(0)
-        return q
+        weights, buffers = (
+            {name: each.data.unsqueeze(0) for name, each in held.items()}  # no view to autograd
+            for held in (weights_of(model), buffers_of(model))
+        )
+        return cls(weights, buffers, frozen=_frozen(model), copy=False)
 
     @classmethod
     def from_state(cls, state: Named) -> Self:
@@ -116,3 +125,7 @@ class Particles(Members):
         """What members are compared in, by a kernel: the learnt weights, whatever `space` says."""
         learnt = [each for each in self.members.parameters() if each.requires_grad]
         return [DenseCoordinates(each) for each in learnt]
+
+
+def _frozen(model: nn.Module) -> list[str]:
+    return [name for name, each in model.named_parameters() if not each.requires_grad]

@@ -44,7 +44,6 @@ from bayesify.training.loop import GradientRun
 from bayesify.training.method import PRETRAIN_HELP, Method, Pretrain
 from bayesify.training.objective import Objective
 from bayesify.training.problem import Problem
-from bayesify.weights.held_rows import held_rows
 from bayesify.weights.named import assign_, stacked
 from bayesify.weights.select import all_weights, chosen
 
@@ -143,7 +142,6 @@ class Averaging(Objective):
         self.weights = _moving(problem, options.where)
         self.learnt = nn.ParameterList(self.weights.values())
         self.noise = dict(problem.likelihood.named_parameters())
-        self.held = [(row, row.clone()) for _, row in held_rows(problem.model).values()]
         if not options.recalibrate:
             for norm in norms.values():
                 norm.eval()
@@ -157,9 +155,8 @@ class Averaging(Objective):
 
     @torch.no_grad()
     def stepped_(self) -> None:
-        """Collect the iterate, if it is one of those; rows that torch holds have not moved."""
-        for row, value in self.held:
-            row.copy_(value)  # the decay has no exceptions
+        """Collect the iterate, if it is one of those."""
+        super().stepped_()
         self.steps += 1
         if self.steps > self.begun and (self.steps - self.begun) % self.every == 0:
             self.iterates.add_(self.weights)

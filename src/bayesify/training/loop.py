@@ -89,7 +89,11 @@ class GradientRun:
         return self.objective.posterior()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the run's future depends on but data and torch's own random numbers."""
+        """Parameters, optimiser, schedule, step and the run's own noise: enough to go on from.
+
+        Data and torch's own random numbers are not in it, nor what an objective keeps that is no
+        parameter or buffer: the iterates of SWAG, the gradients that weight sharing has noted.
+        """
         return {
             "objective": self.objective.state_dict(),
             "optimiser": self.optimiser.state_dict(),

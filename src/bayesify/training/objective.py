@@ -22,6 +22,7 @@ from bayesify.forward.outputs import local_outputs, outputs, read_tensor
 from bayesify.likelihoods import Likelihood
 from bayesify.posteriors.base import Posterior
 from bayesify.training.problem import Problem
+from bayesify.weights.held_rows import held_rows
 from bayesify.weights.noise_scope import Scopes
 
 LIKELIHOOD_RATE = 10
@@ -43,6 +44,7 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.problem = problem
         self.likelihood = problem.likelihood
+        self.held = [(row, row.clone()) for _, row in held_rows(problem.model).values()]
 
     @abstractmethod
     def forward(self, inputs: Inputs, target: Tensor) -> dict[str, Tensor]:
@@ -55,8 +57,15 @@ class Objective(nn.Module, ABC):
     def direct_(self) -> None:
         """Turn the gradients into the direction of the step, in place; as they are by default."""
 
+    @torch.no_grad()
     def stepped_(self) -> None:
-        """Look at the parameters after a step of the optimiser, or mend them in place."""
+        """Mend the parameters in place after a step of the optimiser, or look at them.
+
+        By default rows of the network's tables that torch holds fixed are put back where they were:
+        an optimiser's decay makes no exceptions.
+        """
+        for row, value in self.held:
+            row.copy_(value)
 
     def end_epoch(self, epoch: int) -> None:
         """After the last batch of each epoch, counted from 0."""

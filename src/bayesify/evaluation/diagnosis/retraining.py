@@ -46,7 +46,7 @@ class InEvalMode(Method):
         object.__setattr__(self, "pretrain", None if first is None else InEvalMode(first))
 
     def trains_network(self) -> bool:
-        """Yes."""
+        """It trains whatever network it is given."""
         return True
 
     def draws_weights(self) -> bool:

@@ -144,7 +144,7 @@ class BALI(LayerwiseOptions, Method):
         return self.members > 1
 
     def trains_network(self) -> bool:
-        """Yes."""
+        """It trains whatever network it is given."""
         return True
 
     def draws_weights(self) -> bool:

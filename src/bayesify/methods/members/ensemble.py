@@ -51,7 +51,7 @@ class Ensemble(Method):
         check_options(self)
 
     def trains_network(self) -> bool:
-        """Yes."""
+        """It trains whatever network it is given."""
         return True
 
     def draws_weights(self) -> bool:

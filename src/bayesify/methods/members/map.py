@@ -39,7 +39,7 @@ class MAP(Method):
         check_options(self)
 
     def trains_network(self) -> bool:
-        """Yes."""
+        """It trains whatever network it is given."""
         return True
 
     def start(self, problem: Problem) -> GradientRun:

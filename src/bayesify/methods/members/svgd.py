@@ -57,7 +57,7 @@ class SVGD(Method):
         check_options(self)
 
     def trains_network(self) -> bool:
-        """Yes."""
+        """It trains whatever network it is given."""
         return True
 
     def draws_weights(self) -> bool:

@@ -35,7 +35,6 @@ from bayesify.posteriors.weight import WeightPosterior
 from bayesify.training.loop import GradientRun, adam
 from bayesify.training.objective import Objective
 from bayesify.training.problem import Problem
-from bayesify.weights.held_rows import held_rows
 
 T = TypeVar("T")
 
@@ -91,10 +90,8 @@ def train_members(
             f"`pretrain=None`."
         )
     groups = objective.parameter_groups(lr=training.lr)
-    if training.decay:
-        optimiser = adam(groups, weight_decay=training.decay, decoupled=True)
-    else:
-        optimiser = adam(groups, weight_decay=0.0 if objective.is_explicit else objective.share)
+    decay = training.decay if objective.is_explicit else objective.share
+    optimiser = adam(groups, weight_decay=decay, decoupled=training.decay > 0)
     return GradientRun(
         objective, optimiser, epochs=training.epochs, steps_per_epoch=problem.data.steps_per_epoch
     )
@@ -122,11 +119,6 @@ class MemberObjective(Objective):
         # whether the prior's gradient is added here, at the weights as they are, and not by Adam
         self.is_explicit = self.in_weights or training.decay > 0
         self.before: list[Tensor] = []
-        whole = q.members.named() if isinstance(q, Particles) else {}
-        self.held = [  # rows of tables that torch holds fixed; the decay has no exceptions
-            (whole[name][:, index], row.clone())
-            for name, (index, row) in held_rows(problem.model, whole).items()
-        ]
         self.chunk_size = default_chunk_size(
             Footprint.of(problem.model, q, problem.data.example),
             problem.data.example,
@@ -179,8 +171,7 @@ class MemberObjective(Objective):
     @torch.no_grad()
     def stepped_(self) -> None:
         """Let each member go its own part of the way; Adam knows no rates within a tensor."""
-        for member_rows, row in self.held:
-            member_rows.copy_(row)
+        super().stepped_()
         for each, start in zip(self.learnt, self.before, strict=True) if self.before else ():
             rates = torch.tensor(self.how.rates, dtype=torch.float64).to(each)
             each.copy_(torch.lerp(start, each, rates.view(-1, *[1] * (each.ndim - 1))))
@@ -253,7 +244,7 @@ class MemberObjective(Objective):
             )
         cache = FeatureCache(
             trunk,
-            num_data=problem.data.different or problem.data.num_data,
+            num_data=problem.data.different,
             cache_limit=self.how.cache_limit,
             passes=q.size(1) if self.how.own_batches else 1,
         )

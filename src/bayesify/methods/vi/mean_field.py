@@ -187,13 +187,16 @@ class ELBO(Objective):
         """What q is now, and the prior it was fitted under."""
         return self.problem.posterior(self.q, self.prior)
 
+    def parameter_groups(self, *, lr: float, likelihood_lr: float | None = None) -> list[Any]:
+        """See `Objective.parameter_groups`; scales have the learning rate of the likelihood."""
+        *_, noise = super().parameter_groups(lr=lr, likelihood_lr=likelihood_lr)
+        return [*self.q.parameter_groups(lr=lr, scale_lr=noise["lr"]), noise]
+
     def run(self, *, lr: float, scale_lr: float, epochs: int) -> GradientRun:
         """Adam on means at `lr`, and on scales and the likelihood's own numbers at `scale_lr`."""
-        own = self.q.parameter_groups(lr=lr, scale_lr=scale_lr)
-        *_, noise = self.parameter_groups(lr=lr, likelihood_lr=scale_lr)
         return GradientRun(
             self,
-            adam([*own, noise]),
+            adam(self.parameter_groups(lr=lr, likelihood_lr=scale_lr)),
             epochs=epochs,
             steps_per_epoch=self.problem.data.steps_per_epoch,
         )
